@@ -432,6 +432,7 @@ ARCHITECTURES = {
     "muse-glimmer": Own(
         {"attention.sliding_window": 20, "logit_scale": 0.5, "final_logit_softcapping": 2.0}
     ),
+    "nanbeige": Own({"num_loops": 2}),
     "nemotron": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
     "nemotron_h_moe": Own(

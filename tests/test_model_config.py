@@ -346,7 +346,7 @@ def test_quantised_biases_of_experts_are_refused(tmp_path):
     g.expert_bias(x, g.external("route", 4), g.weight("up.bias", 4, 32), out=x)
     none = SimpleNamespace(name="none", weights=(), roles={})
     layer = SimpleNamespace(graph=g.build())
-    config = SimpleNamespace(left_out=range(0), idle_tensors=frozenset())
+    config = SimpleNamespace(left_out=range(0), idle_tensors=frozenset(), n_stored_layers=1)
     graphs = {"embed": none, "head": none, "next_head": None, "kinds": [layer]}
     model = SimpleNamespace(config=config, kind_of_layer=[0], **graphs)
     with GGUFFile.open(path) as gguf, pytest.raises(FormatError, match="q8_0; expected one of f32"):

@@ -1,6 +1,7 @@
 """Families that transformers has not: the tiny models' logits against a plain forward pass in
 float64. Nothing here is from airllm but the engine."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class Shape:
     comes before attention. window: of layers that are not the first of four; those do not rotate.
     limit: of an expert's gate and up values. normed: heads of queries and keys are normalised.
     gated: heads have a gate; those with a window rotate wholly, by another theta, and the others by
-    a half. beside: experts see what comes before the layer. constants: Grok's, of
-    tests/family_models.py.
+    a half. beside: experts see what comes before the layer. loops: times that a token goes through
+    the layers, normalised behind each. constants: Grok's, of tests/family_models.py.
     """
 
     interleaved: bool = False
@@ -44,6 +45,7 @@ class Shape:
     normed: bool = False
     gated: bool = False
     beside: bool = False
+    loops: int = 1
     constants: bool = False
 
 
@@ -53,6 +55,7 @@ SHAPES = {
     "deepseek": Shape(interleaved=True, scale=1.5),
     "grok": Shape(constants=True),
     "maple": Shape(normalized=True, window=20, normed=True, limit=0.5),
+    "nanbeige": Shape(interleaved=True, loops=2),
     "openelm": Shape(normed=True),
     "pangu-embedded": Shape(),
     "plm": Shape(interleaved=True),
@@ -167,7 +170,9 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
     """float64 [n_tokens, vocab]"""
     s, x = SHAPES[architecture], tensors["token_embd"][TOKENS]
     x = 2.0 * x if s.constants else x
-    for i in range(N_LAYERS):
+    for loop, i in itertools.product(range(s.loops), range(N_LAYERS)):
+        if loop and i == 0:
+            x = rms_norm(x, tensors["output_norm"])
         before = f"blk.{i}."
         w = {n.removeprefix(before): t for n, t in tensors.items() if n.startswith(before)}
         whole = i % 4 == 0 or not s.window

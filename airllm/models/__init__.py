@@ -134,7 +134,10 @@ def load_model(
     plain = [family.layer(config, activations, layer) for layer in layers]
     # Layers that are equal but for the matrices that have a scale differ in their graphs.
     which = [layers.index(layer) for layer in config.layers]
-    of_layer = [(kind, scaled_slots(gguf, plain[kind], i)) for i, kind in enumerate(which)]
+    stored = [*range(config.n_stored_layers)] * config.n_loops  # the layer in the file, of each
+    of_layer = [
+        (kind, scaled_slots(gguf, plain[kind], i)) for kind, i in zip(which, stored, strict=True)
+    ]
     kinds = list(dict.fromkeys(of_layer))
     return Model(
         config,

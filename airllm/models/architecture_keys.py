@@ -10,10 +10,10 @@ import numpy as np
 
 from airllm.util.metadata import Metadata
 
-__all__ = ["MAX_WIDTH", "ArchitectureKeys"]
+__all__ = ["MAX_LAYERS", "MAX_WIDTH", "ArchitectureKeys"]
 
 MAX_WIDTH = 2**20  # the widest known layers have about 100,000
-_MAX_LAYERS = 2**12
+MAX_LAYERS = 2**12
 _MAX_SCALE = 1e6
 
 # Keys with these prefixes change the arithmetic. A key among them that nobody has read is refused:
@@ -36,7 +36,7 @@ class ArchitectureKeys:
         self.metadata = metadata
         self.architecture = metadata.text("general.architecture")
         self._read = {self.key(name) for name in _HARMLESS_KEYS}
-        self.n_layers = self.integer("block_count", low=1, high=_MAX_LAYERS)
+        self.n_layers = self.integer("block_count", low=1, high=MAX_LAYERS)
 
     def key(self, name: str) -> str:
         """The whole key of `name`: "qwen2.rope.freq_base"."""

@@ -35,6 +35,7 @@ __all__ = [
     "routed_experts",
     "scaled_parts",
     "shared_expert",
+    "vocabulary_logits",
 ]
 
 Normed = Literal["", "heads", "rows", "rotated heads"]
@@ -74,9 +75,13 @@ def output_logits(
     g: GraphBuilder, c: ModelConfig, x: Buffer, *, norm_slot: str = "output_norm"
 ) -> None:
     """Writes the logits of x, [n, hidden]."""
+    vocabulary_logits(g, c, norm(g, c, x, norm_slot))
+
+
+def vocabulary_logits(g: GraphBuilder, c: ModelConfig, h: Buffer) -> None:
+    """Writes the logits of last hidden states, which are normalised: [n, hidden]."""
     output = "token_embd" if c.tied_embeddings else "output"
     logits = g.external("logits", c.vocab_size)  # [n, vocab]
-    h = norm(g, c, x, norm_slot)  # [n, hidden]
     linear(g, c, h, output, c.vocab_size, out=logits)
     if c.logit_scale != 1.0:
         g.scale(logits, c.logit_scale, out=logits)

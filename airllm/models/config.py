@@ -62,6 +62,7 @@ class LayerConfig:
     compression: positions of a group that has one key together, which tokens see beside the window;
     0: there are none. hashed: whether a table has the experts of each token of the vocabulary.
     xielu: what is particular to its activation, see Xielu; None: it has another.
+    ends_normed: whether the last norm of the model follows it.
     cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
     count.
     """
@@ -86,6 +87,7 @@ class LayerConfig:
     mixer: Mixer = "attention"
     n_earlier: int = 0
     keeps_residual: bool = False
+    ends_normed: bool = False
     cutoff: float | None = None
     compression: int = 0
     hashed: bool = False
@@ -364,6 +366,8 @@ class ModelConfig:
     # another activation.
     activation_caps: tuple[float, float] = (0.0, 0.0)
     experts_normed: bool = False  # the sum of a token's experts is normalised
+    # Times that a token goes through the layers of the file; `layers` has them as often.
+    n_loops: int = 1
     left_out: range = range(0)  # layers of the file behind the last: next-token heads
     head_layer: LayerConfig = LayerConfig()  # of the first of them, in families that it is read for
     idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads
@@ -378,6 +382,11 @@ class ModelConfig:
             rope_dims=layer.rope_dims or self.rope_dims,
             intermediate_size=layer.intermediate_size or self.intermediate_size,
         )
+
+    @property
+    def n_stored_layers(self) -> int:
+        """The layers whose weights the file has."""
+        return self.n_layers // self.n_loops
 
     @property
     def windows(self) -> tuple[int, ...]:

@@ -69,6 +69,7 @@ _FILES = {
     "mistral3": ("mistral3",),
     "mpt": ("mpt",),
     "muse_glimmer": ("muse-glimmer",),
+    "nanbeige": ("nanbeige",),
     "nemotron": ("jais2", "nemotron"),
     "nemotron_h": ("nemotron_h", "nemotron_h_moe"),
     "olmo": ("olmo",),

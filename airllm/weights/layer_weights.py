@@ -93,8 +93,8 @@ class FileWeights:
         next_head: Sequence[Executor] = (),
         on_progress: OnProgress | None = None,
     ) -> None:
-        """layers: the executor of each layer; layers of one kind share an executor. next_head: of
-        the next-token head's graphs, if the model has them.
+        """layers: the executor of each stored layer; layers of one kind share an executor.
+        next_head: of the next-token head's graphs, if the model has them.
         on_progress(done, total) is called after each layer has been prepared."""
         check_tensors(gguf, model)
         self._gguf = gguf
@@ -107,12 +107,12 @@ class FileWeights:
             bound = executor.bind(self._prepare(backend, graph, index, memory))
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
-                on_progress(index + 1, model.config.n_layers)
+                on_progress(index + 1, model.config.n_stored_layers)
         read = sum(  # by a token
             weight.nbytes * (model.config.share_of_experts if role == "experts" else 1.0)
             for (_, role), weight in self._prepared.items()
         )
-        self.layers_at_once = layers_at_once(model.config.n_layers, round(read))
+        self.layers_at_once = layers_at_once(model.config.n_stored_layers, round(read))
         self._together: dict[tuple[int, int], AbstractContextManager[Sequence[Any]]] = {}
         self._next_head = nullcontext(
             [
@@ -303,9 +303,10 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def places(model: Model) -> Iterator[tuple[Graph, int | None]]:
-    """Each graph of a forward pass, in order, with the index of its layer (None: no layer)."""
+    """Each graph of a forward pass with weights of its own, in order, and the index of its layer
+    (None: no layer). Where a pass goes through the layers again, it has no others."""
     yield model.embed, None
-    for index, kind in enumerate(model.kind_of_layer):
+    for index, kind in enumerate(model.kind_of_layer[: model.config.n_stored_layers]):
         yield model.kinds[kind].graph, index
     yield model.head, None
 

@@ -154,12 +154,14 @@ def make_plan(
     buffer_bytes: int,
     by_expert_bytes: int = 0,
     experts_used: int = 0,
+    n_loops: int = 1,
     next_head: Part | None = None,
     may_stream: bool = True,
 ) -> Plan:
     """parts: from model_parts: the embedding, the layers, the head.
     by_expert_bytes: of the buffers if experts are read one by one, in place of buffer_bytes.
     experts_used: experts of a layer that a token uses; 0 for a model without experts.
+    n_loops: times that a pass goes through the layers.
     next_head: from next_head_part. It is used several times in a pass, and the head with it, so
     that both stay in memory.
     may_stream: whether layers or experts may be streamed.
@@ -198,7 +200,10 @@ def make_plan(
             streamed_layers=tuple(index for index in streamed if index < len(layers)),
             head="pinned" if len(layers) in found.pinned else "streamed",
             embedding="pinned" if keeps_rows else "looked up",
-            streamed_bytes_per_pass=sum(parts[1 + index].file_bytes for index in streamed),
+            streamed_bytes_per_pass=sum(
+                parts[1 + index].file_bytes * (n_loops if index < len(layers) else 1)
+                for index in streamed
+            ),
             next_head_bytes=next_head.kept_bytes + next_head.multiplied_bytes if next_head else 0,
         )
 
@@ -221,7 +226,7 @@ def make_plan(
         if room >= fewest * place:
             places = min(room // place, len(experts))
             file_bytes = sum(matrix.file_bytes for matrix in experts[0])
-            missing = len(routed) * experts_used * (1 - places / len(experts))
+            missing = n_loops * len(routed) * experts_used * (1 - places / len(experts))
             stay = frozenset([len(layers)])
             return replace(
                 plan(Residency(stay, head_bytes + others, ring_bytes=places * place + reads)),

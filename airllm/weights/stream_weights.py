@@ -49,8 +49,9 @@ class StreamWeights:
         next_head: Sequence[Executor] = (),
         on_progress: OnProgress | None = None,
     ) -> None:
-        """parts: from model_parts. layers: the executor of each layer. next_head: of the next-token
-        head's graphs, if the model has them; its weights stay in memory, and so do the head's.
+        """parts: from model_parts. layers: the executor of each stored layer. next_head: of the
+        next-token head's graphs, if the model has them; its weights stay in memory, and so do the
+        head's.
         on_progress(done, total) is called after each kept part has been read."""
         check_tensors(gguf, model)
         self._gguf, self._backend, self.plan = gguf, backend, plan
@@ -91,7 +92,7 @@ class StreamWeights:
                 self._ring.add(index, executors[index], self._read_kept(part), part.matrices)
             self._ring.start()
         self.streams = self._ring is not None or self._experts is not None
-        at_once = layers_at_once(model.config.n_layers, plan.pinned_bytes)
+        at_once = layers_at_once(model.config.n_stored_layers, plan.pinned_bytes)
         self.layers_at_once = 1 if self.streams else at_once
         try:
             gguf.check_unchanged()
