@@ -111,6 +111,7 @@ ARCHITECTURES = {
         | {"nextn_predict_layers": 1},
         _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "bitnet": Own(),
     "bloom": Own(_LAYER_NORM | {"attention.head_count_kv": 4}),
     "chatglm": Own(
         {"rope.dimension_count": 8}, {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)}

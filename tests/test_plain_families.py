@@ -52,6 +52,7 @@ class Shape:
 SHAPES = {
     "arctic": Shape(interleaved=True, normalized=True, beside=True),
     "bailingmoe": Shape(interleaved=True, normalized=True),
+    "bitnet": Shape(),
     "deepseek": Shape(interleaved=True, scale=1.5),
     "grok": Shape(constants=True),
     "maple": Shape(normalized=True, window=20, normed=True, limit=0.5),
@@ -224,7 +225,10 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
             out[token, head] = scores @ values / scores.sum()
             if s.gated:
                 out[token, head] /= 1 + np.exp(-h[token] @ w["attn_gate"][head])
-    return out.reshape(len(h), -1) @ w["attn_output"].T + w.get("attn_output.bias", 0.0)
+    out = out.reshape(len(h), -1)
+    if "attn_sub_norm" in w:
+        out = rms_norm(out, w["attn_sub_norm"])
+    return out @ w["attn_output"].T + w.get("attn_output.bias", 0.0)
 
 
 def latent_attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> np.ndarray:
@@ -261,7 +265,8 @@ def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndar
     if "ffn_gate" not in w and "ffn_gate_inp" not in w:
         return np.maximum(h @ w["ffn_up"].T, 0.0) ** 2 @ w["ffn_down"].T
     if "ffn_gate_inp" not in w:
-        return glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])
+        between = w.get("ffn_sub_norm")
+        return glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"], between)
     y = np.zeros(h.shape)
     if "ffn_gate_shexp" in w:
         y += glu(s, h, w["ffn_gate_shexp"], w["ffn_up_shexp"], w["ffn_down_shexp"])
@@ -278,17 +283,28 @@ def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndar
     return y
 
 
-def glu(s: Shape, h: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+def glu(
+    s: Shape,
+    h: np.ndarray,
+    gate: np.ndarray,
+    up: np.ndarray,
+    down: np.ndarray,
+    between: np.ndarray | None = None,
+) -> np.ndarray:
+    """between: the weight of a norm before the last matrix."""
     x, y = h @ gate.T, h @ up.T
     if s.limit:
         x, y = np.minimum(x, s.limit), np.clip(y, -s.limit, s.limit)
+    y = activated(s, x) * y
+    return (y if between is None else rms_norm(y, between)) @ down.T
+
+
+def activated(s: Shape, x: np.ndarray) -> np.ndarray:
     if s.gated:  # GELU as it is defined
-        erf = np.vectorize(math.erf)
-        return (0.5 * x * (1 + erf(x / np.sqrt(2))) * y) @ down.T
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
     if s.constants:  # GELU
-        inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-        return (0.5 * x * (1 + np.tanh(inner)) * y) @ down.T
-    return ((np.maximum(x, 0) if s.relu else x / (1 + np.exp(-x))) * y) @ down.T
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return np.maximum(x, 0) if s.relu else x / (1 + np.exp(-x))
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ _FILES = {
     "baichuan": ("baichuan",),
     "bailingmoe2": ("bailingmoe2",),
     "bailingmoe3": ("bailingmoe3",),
+    "bitnet": ("bitnet",),
     "bloom": ("bloom",),
     "chatglm": ("chatglm",),
     "codeshell": ("codeshell",),
