@@ -5,6 +5,7 @@
 - "llama" (SentencePiece): spaces become "▁", and the pair whose union has the best score is joined
   first; or, in files that say "gemma4", the pair that comes first in their list of merges. A
   character that is not a token becomes the tokens of its bytes, <0x00> to <0xFF>.
+- "plamo2": of all ways to cut a text into tokens, the one whose scores have the largest sum.
 """
 
 import logging
@@ -12,9 +13,11 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airllm.text.pre_tokenizers import RULES
 from airllm.text.vocabulary import Vocabulary, hidden_name
@@ -38,6 +41,10 @@ SPACE = "▁"  # SentencePiece writes a space like this
 MAX_PIECE = 256
 MAX_SPLITS = 2**22
 
+# Scores of PLaMo's tokens are counted in these units, and an unknown character has such a score.
+_UNIT, _UNKNOWN_SCORE = 1e-4, -1e7
+_BELOW_LEAST = 10.0  # that unknown characters are in the library, below the least score
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -53,6 +60,7 @@ class Scheme:
     fuses_unknown: bool  # whether a run of characters may become one unknown token
     add_bos: bool
     space_prefix: bool  # whether text begins with a space that its author did not write
+    backwards: bool = False  # whether the library gets texts and tokens from their ends on
 
     def build(
         self, added: Sequence[int], drop: str = ""
@@ -73,10 +81,31 @@ class Scheme:
             tokenizer.normalizer = Steps(steps)
         if self.pre_tokenizer is not None:
             tokenizer.pre_tokenizer = self.pre_tokenizer
-        by_text = {self.vocabulary.texts[id]: id for id in added if self.vocabulary.texts[id]}
+        texts = self.vocabulary.texts
+        by_text = {self.for_library(texts[id]): id for id in added if texts[id]}
         tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in by_text])
         numbers = ((tokenizer.token_to_id(text), id) for text, id in by_text.items())
         return tokenizer, {n: id for n, id in numbers if n is not None and n != id}
+
+    def for_library(self, text: str) -> str:
+        return text[::-1] if self.backwards else text
+
+    def of_text(self, ids: Sequence[int]) -> Sequence[int]:
+        """ids: from the library. Backwards, a run of tokens of bytes is of whole characters."""
+        if not self.backwards:
+            return ids
+        found: list[int] = []
+        for of_bytes, run in groupby(reversed(ids), self.vocabulary.bytes.__contains__):
+            tokens = list(run)
+            if of_bytes:
+                values = {self._byte(id): id for id in tokens}
+                characters = bytes(self._byte(id) for id in reversed(tokens)).decode()
+                tokens = [values[byte] for byte in characters[::-1].encode()]
+            found += tokens
+        return found
+
+    def _byte(self, id: int) -> int:
+        return int(self.vocabulary.texts[id][1:-1], 16)
 
 
 def _byte_level(metadata: Metadata) -> Scheme:
@@ -159,16 +188,8 @@ def _gemma4(metadata: Metadata) -> Scheme:
     return _sentence_piece(Metadata(metadata.source, {**metadata, **own}))
 
 
-def _sentence_piece(metadata: Metadata) -> Scheme:
-    """SentencePiece first joins the pair whose union has the best score. Merges give the same
-    result: each way to make a token from two others is a merge, in the order of the scores."""
-    from tokenizers.models import BPE
-    from tokenizers.normalizers import Prepend, Replace
-    from tokenizers.normalizers import Sequence as Steps
-    from tokenizers.pre_tokenizers import Metaspace
-
-    vocabulary = Vocabulary.from_metadata(metadata)
-    ids = vocabulary.reachable()
+def _scores(metadata: Metadata, vocabulary: Vocabulary) -> NDArray[Any]:
+    """The score of each token. FormatError if tokens are too many or too long."""
     scores = metadata.numbers("tokenizer.ggml.scores")
     if len(scores) != len(vocabulary.texts):
         raise metadata.fault(
@@ -181,6 +202,19 @@ def _sentence_piece(metadata: Metadata) -> Scheme:
             "tokenizer.ggml.tokens is too large to be a vocabulary"
             f" (longest token: {longest:,} characters)"
         )
+    return scores
+
+
+def _sentence_piece(metadata: Metadata) -> Scheme:
+    """SentencePiece first joins the pair whose union has the best score. Merges give the same
+    result: each way to make a token from two others is a merge, in the order of the scores."""
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import Prepend, Replace
+    from tokenizers.normalizers import Sequence as Steps
+    from tokenizers.pre_tokenizers import Metaspace
+
+    vocabulary = Vocabulary.from_metadata(metadata)
+    ids, scores = vocabulary.reachable(), _scores(metadata, vocabulary)
     n_bytes = len({vocabulary.texts[id] for id in vocabulary.bytes})
     if n_bytes < 256 and vocabulary.unknown_id is None:
         raise metadata.fault("the vocabulary has neither tokens for all bytes nor an unknown token")
@@ -225,8 +259,44 @@ def _sentence_piece(metadata: Metadata) -> Scheme:
     )
 
 
+def _plamo(metadata: Metadata) -> Scheme:
+    """PLaMo 2 and 3. A byte's token, and one that no text becomes, has the least score, so that its
+    name in a text is cut. Of two best cuts PLaMo takes the one whose first token is longer, and the
+    library the one whose last token is: so it gets texts backwards."""
+    from tokenizers import Regex
+    from tokenizers.models import Unigram
+    from tokenizers.normalizers import Replace
+    from tokenizers.pre_tokenizers import Split
+
+    vocabulary = Vocabulary.from_metadata(metadata)
+    scores = np.round(_scores(metadata, vocabulary).astype(np.float64) / _UNIT)
+    if not np.isfinite(scores).all():
+        raise metadata.fault("tokenizer.ggml.scores has values that are no finite numbers")
+    if len({vocabulary.texts[id] for id in vocabulary.bytes}) < 256:
+        raise metadata.fault("the vocabulary has not tokens for all bytes")
+    least = _UNKNOWN_SCORE + _BELOW_LEAST
+    scores[[*(vocabulary.control | vocabulary.unused | vocabulary.bytes)]] = least
+    names = {id: name for name, id in vocabulary.reachable().items()}
+    names |= {id: name[::-1] for id, name in names.items() if id not in vocabulary.bytes}
+    pieces = [(names[id], max(score, least)) for id, score in enumerate(scores.tolist())]
+    return Scheme(
+        vocabulary=vocabulary,
+        model=Unigram(pieces, unk_id=0, byte_fallback=True),
+        normalizer=Replace(Regex(r"\uFEFF\z"), ""),
+        pre_tokenizer=Split("\0", "isolated"),  # or a text could have the name of a hidden token
+        text_bytes=str.encode,
+        missing_bytes=b"",
+        composed=str,
+        fuses_unknown=False,
+        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", False),
+        space_prefix=False,
+        backwards=True,
+    )
+
+
 SCHEMES: Mapping[str, Callable[[Metadata], Scheme]] = {  # by tokenizer.ggml.model
     "gpt2": _byte_level,
     "llama": _sentence_piece,
     "gemma4": _gemma4,
+    "plamo2": _plamo,
 }

@@ -81,7 +81,8 @@ class Tokenizer:
         tokenizer, own = (
             (self._special, self._special_ids) if parse_special else (self._plain, self._plain_ids)
         )
-        ids = [own.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
+        seen = tokenizer.encode(self._scheme.for_library(text), add_special_tokens=False).ids
+        ids = [own.get(id, id) for id in self._scheme.of_text(seen)]
         if add_special and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
