@@ -474,6 +474,11 @@ ARCHITECTURES = {
         }
     ),
     "phimoe": Own(_EXPERTS | {"expert_feed_forward_length": None}),
+    "plamo3": Own(
+        {"attention.key_length": 16, "attention.value_length": 16}
+        | {"attention.sliding_window": 20, "rope.freq_base_swa": 1000.0}
+        | {"attention.sliding_window_pattern": np.arange(8) % 4 > 0}
+    ),
     "plm": Own(
         {"attention.head_count_kv": 1, "attention.kv_lora_rank": 24, "rope.dimension_count": 8}
         | {"attention.key_length_mla": 20, "attention.value_length_mla": 16}

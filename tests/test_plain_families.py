@@ -27,11 +27,11 @@ Layer = Mapping[str, np.ndarray]
 class Shape:
     """What a family does. interleaved: rope's pairs are neighbours. by_sigmoid, normalized, scale:
     of an expert's share. relu: of gates, in place of SiLU. router_first: experts are chosen by what
-    comes before attention. window: of layers that are not the first of four; those do not rotate.
-    limit: of an expert's gate and up values. normed: heads of queries and keys are normalised.
-    gated: heads have a gate; those with a window rotate wholly, by another theta, and the others by
-    a half. beside: experts see what comes before the layer. loops: times that a token goes through
-    the layers, normalised behind each. constants: Grok's, of tests/family_models.py.
+    comes before attention. window: of layers that are not the first of four; those do not rotate,
+    or by theta. limit: of an expert's gate and up values. normed: heads of queries and keys are
+    normalised. gated: heads have a gate; those without a window rotate by a half. beside: experts
+    see what comes before the layer. loops: times that a token goes through the layers, normalised
+    behind each. constants: Grok's, of tests/family_models.py.
     """
 
     interleaved: bool = False
@@ -41,6 +41,7 @@ class Shape:
     relu: bool = False
     router_first: bool = False
     window: int = 0
+    theta: float = 0.0
     limit: float = 0.0
     normed: bool = False
     gated: bool = False
@@ -59,9 +60,10 @@ SHAPES = {
     "nanbeige": Shape(interleaved=True, loops=2),
     "openelm": Shape(normed=True),
     "pangu-embedded": Shape(),
+    "plamo3": Shape(window=20, theta=1000.0, normed=True),
     "plm": Shape(interleaved=True),
     "qwen": Shape(),
-    "spark2_5": Shape(window=20, gated=True),
+    "spark2_5": Shape(window=20, theta=1000.0, gated=True),
     "smallthinker": Shape(
         by_sigmoid=True, normalized=True, relu=True, router_first=True, window=20
     ),
@@ -179,9 +181,9 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
         whole = i % 4 == 0 or not s.window
         chosen_by = before_layer = x
         attend = latent_attention if "attn_kv_a_mqa" in w else attention
-        rotates = s.gated or not s.window or not whole
+        rotates = bool(s.theta) or not s.window or not whole
         a = attend(s, w, rms_norm(x, w["attn_norm"]), whole, rotates)
-        x = x + (rms_norm(a, w["attn_output_norm"]) if s.constants else a)
+        x = x + behind(w, a, "attn_output_norm", "post_attention_norm")
         h = rms_norm(x, w["ffn_norm"])
         if s.beside:
             x = x + glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])
@@ -189,10 +191,15 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
         y = network(s, w, h, h) if not s.router_first else network(s, w, h, chosen_by)
         if s.constants:
             y = (y + glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])) / np.sqrt(2)
-            y = rms_norm(y, w["layer_output_norm"])
-        x = x + y
+        x = x + behind(w, y, "layer_output_norm", "post_ffw_norm")
     logits = rms_norm(x, tensors["output_norm"]) @ tensors["output"].T
     return capped(0.5 * logits, 2.0) if s.constants else logits
+
+
+def behind(w: Layer, y: np.ndarray, *names: str) -> np.ndarray:
+    """Normalised, if the layer has a norm of one of these names."""
+    weight = next((w[name] for name in names if name in w), None)
+    return y if weight is None else rms_norm(y, weight)
 
 
 def capped(x: np.ndarray, cap: float) -> np.ndarray:
@@ -211,7 +218,7 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
     if s.gated and whole:
         q, k = half_rotated(s, q), half_rotated(s, k)
     elif rotates:
-        theta = 1000.0 if s.gated else THETA
+        theta = s.theta if s.theta and not whole else THETA
         q, k = rotated(s, q, theta=theta), rotated(s, k, theta=theta)
     q, k, v = (each.reshape(len(h), -1, HEAD_DIM) for each in (q, k, v))
     shared, out = q.shape[1] // k.shape[1], np.zeros(q.shape)
@@ -262,6 +269,8 @@ def rotated(s: Shape, x: np.ndarray, head_dim: int = HEAD_DIM, theta: float = TH
 
 
 def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
+    if "ffn_gate" not in w and "ffn_up" in w and len(w["ffn_up"]) == 2 * w["ffn_down"].shape[1]:
+        return glu(s, h, *np.split(w["ffn_up"], 2), w["ffn_down"])
     if "ffn_gate" not in w and "ffn_gate_inp" not in w:
         return np.maximum(h @ w["ffn_up"].T, 0.0) ** 2 @ w["ffn_down"].T
     if "ffn_gate_inp" not in w:

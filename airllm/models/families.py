@@ -81,6 +81,7 @@ _FILES = {
     "phi3": ("phi3",),
     "phimoe": ("phimoe",),
     "plamo": ("plamo",),
+    "plamo3": ("plamo3",),
     "plm": ("plm",),
     "qwen": ("qwen",),
     "qwen2": ("paddleocr", "pangu-embedded", "qwen2", "qwen2vl"),
