@@ -72,6 +72,9 @@ _OWN: dict[str, dict[str, Any]] = {
     | _INDEX
     | {"qk_rope_head_dim": 0, "index_kpool": 4, "linear_num_heads": 4, "linear_head_dim": 16},
     "glm_moe_dsa": _LATENT | _INDEX,
+    "gptj": _OLDEST
+    | {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 128, "rotary_dim": 8}
+    | {"activation_function": "gelu_new"},
     "gpt2": _OLDEST | {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 128},
     "gpt_bigcode": _OLDEST | {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 128},
     "gpt_neox": _GELU,

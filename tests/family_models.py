@@ -268,6 +268,7 @@ ARCHITECTURES = {
     ),
     "gpt-oss": Own(_EXPERTS | _YARN | {"attention.sliding_window": 20}),
     "gpt2": Own(_LAYER_NORM | {"attention.head_count_kv": None}),
+    "gptj": Own(_LAYER_NORM | {"rope.dimension_count": 8}, {"output.bias": (VOCAB,)}),
     "gptneox": Own(
         _LAYER_NORM | {"rope.dimension_count": 4, "use_parallel_residual": False},
         {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)},

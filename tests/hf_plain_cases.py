@@ -105,6 +105,11 @@ _GPT2_NAMES = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+_GPTJ_NAMES = {
+    **{"wte": "token_embd", "ln_f": "output_norm", "ln_1": "attn_norm", "lm_head": "output"},
+    **{f"attn.{part}_proj": f"attn_{part}" for part in "qkv"},
+    **{"attn.out_proj": "attn_output", "mlp.fc_in": "ffn_up", "mlp.fc_out": "ffn_down"},
+}
 
 _MISTRAL_4 = {"architectures": ["Mistral3ForConditionalGeneration"]}  # published with pictures
 
@@ -345,6 +350,16 @@ PLAIN_CASES = {
         extra=_NEOX_ROPE,
     ),
     "GPT-2": Case("GPT2", "gpt2", _GPT2, _GPT2_KEYS, names=_GPT2_NAMES, extra={"n_ctx": CONTEXT}),
+    "GPT-J": Case(
+        "GPTJ",
+        "gptj",
+        {"n_inner": 96, "rotary_dim": 8, "activation_function": "gelu_new"}
+        | {"num_key_value_heads": 4},
+        {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 8}
+        | {"feed_forward_length": 96},
+        names=_GPTJ_NAMES,
+        extra=_LENGTH | {"rotary": True},
+    ),
     "StarCoder": Case(
         "GPTBigCode",
         "starcoder",

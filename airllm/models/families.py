@@ -44,6 +44,7 @@ _FILES = {
     "glm5_next": ("glm5-next",),
     "glm_dsa": ("glm-dsa",),
     "gpt2": ("gpt2", "starcoder"),
+    "gptj": ("gptj",),
     "gptneox": ("gptneox",),
     "gpt_oss": ("gpt-oss",),
     "granite_swa": ("granite_swa",),

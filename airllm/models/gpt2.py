@@ -52,7 +52,7 @@ def _values(config: HFReader) -> dict[str, object]:
     return {}
 
 
-def _defaults(config: Metadata) -> Mapping[str, object]:
+def defaults(config: Metadata) -> Mapping[str, object]:
     hidden = config.integer("n_embd", low=1)
     return {
         "hidden_size": hidden,
@@ -74,7 +74,7 @@ def _folders(model_type: str, architecture: str, names: Names) -> HuggingFace:
         activation=("gelu_new", "gelu_pytorch_tanh"),
         tied=True,
         norm_eps=("layer_norm_epsilon", EPS),
-        defaults=_defaults,
+        defaults=defaults,
     )
 
 
