@@ -130,6 +130,8 @@ template <class Isa, std::size_t Rows, std::size_t Streams, class Source>
         for (const std::size_t end = std::min(i + stretch, k); i < end; ++i)
             unroll<Streams>([&](auto s) {
                 const Source* at = b + i * b_stride + s * b_apart;
+                // Far streams are as many as the hardware follows.
+                if constexpr (Streams == 1) fetch_ahead<2 * w * sizeof(Source)>(at);
                 const F b0 = load_as_float<Isa>(at);
                 const F b1 = load_as_float<Isa>(at + w);
                 unroll<Rows>([&](auto r) {

@@ -65,7 +65,6 @@ class GroupReader {
     // Whether products need the bits of codes that lie with the scales.
     static constexpr bool bits_with_scales =
         format.scale == Scale::half_by_nibble && !format.has_min;
-    static constexpr std::size_t read_ahead = 2048;
 
  public:
     GroupReader(const PackedView& w, std::size_t group)
@@ -115,16 +114,9 @@ class GroupReader {
         }
     }
 
-    // Fetches as much as a block has from `read_ahead` bytes behind it, which runs on into the next
-    // group. The hardware's prefetchers stop at the end of a page, and lose their lead between many
-    // products. On a Xeon with AVX-512 (15 GB/s a core), one row by Q4_K then reads 15.7 GB/s in
-    // place of 14.4, by Q6_K 14.3 (11.3), by Q3_K 12.5 (7.4), by IQ2_S 9.4 of the file (5.1); with
-    // its AVX2, Q4_0 12.8 (8.7). 1.5 to 3 KB ahead do as well, 4 KB lose most of it. On a Zen 4 a
-    // tile of 8 rows takes 0.86 of the time, and 2 to 6 KB do as well.
-    void fetch_ahead(std::size_t b) const {
-        const std::byte* ahead = group_ + layout.codes(b) + read_ahead;
-        unroll<(layout.record_bytes / layout.record_blocks + 63) / 64>(
-            [&](auto line) { __builtin_prefetch(ahead + 64 * line); });
+    // Fetches as much as a block has, from the blocks behind it or from the next group.
+    void fetch_blocks_ahead(std::size_t b) const {
+        fetch_ahead<layout.record_bytes / layout.record_blocks>(group_ + layout.codes(b));
     }
 
     [[gnu::always_inline]] Head load_head(std::size_t b) const {

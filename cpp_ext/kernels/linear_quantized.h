@@ -77,7 +77,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     // Subtract bias * sum(activation codes), before the products or after their sum is doubled.
     constexpr int bias = product_bias<Isa>(Type);
     constexpr bool doubled = format.step == 2;
-    w.fetch_ahead(b);
+    w.fetch_blocks_ahead(b);
     constexpr bool by_runs = adds_runs<Isa, Type, Digits>;
     constexpr bool d_apart =
         by_runs ? unpacked_form<Isa>(Type).has_factor : GroupReader<Isa, Type>::d_apart;

@@ -87,7 +87,7 @@ template <class Isa, DType Type, TileForm Form>
     };
     const GroupReader<Isa, Type> reader(w, group);
     for (std::size_t b = first; b < first + blocks; ++b, to += Form.vectors()) {
-        reader.fetch_ahead(b);
+        reader.fetch_blocks_ahead(b);
         const auto head = reader.load_head(b);
         const auto scales = reader.template load_scales<Form.d_apart>(b, head);
         unroll<4>([&](auto pair) __attribute__((always_inline)) {

@@ -63,7 +63,7 @@ template <class Isa, DType Type>
         const GroupReader<Isa, Type> reader(w, groups[g]);
         I* at = to + g * form.vectors();
         for (std::size_t b = first; b < first + blocks; ++b, at += piece_groups * form.vectors()) {
-            reader.fetch_ahead(b);
+            reader.fetch_blocks_ahead(b);
             const auto head = reader.load_head(b);
             const auto scales = reader.template load_scales<form.has_factor>(b, head);
             unroll<4>([&](auto pair) __attribute__((always_inline)) {

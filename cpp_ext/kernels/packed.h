@@ -41,6 +41,21 @@
 namespace tensor_ops {
 namespace {
 
+// Fetches the lines of `bytes` bytes that lie `read_ahead` bytes behind p, which is read now.  The
+// hardware's prefetchers stop at the end of a page, and lose their lead between many products.  On
+// a Xeon with AVX-512 (15 GB/s a core), one row by Q4_K then reads 15.7 GB/s in place of 14.4, by
+// Q6_K 14.3 (11.3), by Q3_K 12.5 (7.4), by IQ2_S 9.4 of the file (5.1), with its AVX2 by Q4_0 12.8
+// (8.7); 12 rows by f16 do 109 GFLOP/s in place of 64, and 48 rows 142 in place of 115.  1.5 to
+// 3 KB ahead do as well, 4 KB lose most of it.  On a Zen 4, a tile of 8 rows by quantised weights
+// takes 0.86 of the time, and 2 to 6 KB do as well.
+inline constexpr std::size_t read_ahead = 2048;
+template <std::size_t bytes>
+[[gnu::always_inline]] inline void fetch_ahead(const void* p) {
+    unroll<(bytes + 63) / 64>([p](auto line) {
+        __builtin_prefetch(static_cast<const std::byte*>(p) + read_ahead + 64 * line);
+    });
+}
+
 constexpr std::size_t round_up(std::size_t n, std::size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
