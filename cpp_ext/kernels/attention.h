@@ -211,8 +211,9 @@ struct QueryTile {
         std::memset(s.out, 0, std::max(rows, width) * stride * sizeof(float));
     }
 
-    // Many rows: processes positions [begin, end), at most a tile, for all panels.
-    void attend_many(std::size_t begin, std::size_t end) {
+    // Many rows: processes positions [begin, end), at most a tile, for all panels.  Meanwhile the
+    // rows of the next tile, up to read_end, are fetched.
+    void attend_many(std::size_t begin, std::size_t end, std::size_t read_end) {
         const std::size_t n = end - begin;
         const float* keys = s.keys;
         if (task.k_dim)
@@ -220,6 +221,18 @@ struct QueryTile {
         else
             keys = unpack_rows<Isa, Source>(task.k, d, begin, n, s.keys);
         unpack_panels<Isa, Source>(task.v, value_dim, begin, n, s.values);
+        // Of the next tile, a few rows with each product of scores: 8,192 positions of 8 heads, 8
+        // MB each, then take 0.92 of the time on a Xeon with 2 MB of L2.
+        const std::size_t products = (rows + width - 1) / width * (many_tile / Isa::float_tile);
+        const std::size_t fetched = (many_tile + products - 1) / products;
+        const std::size_t k_bytes = bytes_of_row<Source>(task.k_dim ? task.k_dim : d);
+        const std::size_t ahead_end = std::min(end + many_tile, read_end);
+        auto fetch = [&, p = end]() mutable {
+            for (const std::size_t to = std::min(p + fetched, ahead_end); p < to; ++p) {
+                fetch_row(kv_row<Source>(task.k, p), k_bytes);
+                fetch_row(kv_row<Source>(task.v, p), bytes_of_row<Source>(value_dim));
+            }
+        };
         for (std::size_t i = 0; i * width < rows; ++i) {
             const std::size_t r = first + i * width, to = std::min(r + width, last);
             const std::size_t until = std::min(end, reach(task, to - 1).high);
@@ -228,7 +241,7 @@ struct QueryTile {
             const Visible visible = visible_part<Isa>(task, r, to, width, begin, seen);
             const Slant slant = slant_from<Isa>(task, r, to, width, begin);
             const auto make_weights = [&](auto vectors) {
-                score_many<Isa, vectors>(keys, seen, d, s.q + i * width * d, s.scores);
+                score_many<Isa, vectors>(keys, seen, d, s.q + i * width * d, s.scores, fetch);
                 weigh<Isa, vectors>(s.scores, width, seen, softcap, slant, visible, s.states[i],
                                     s.factor);
             };
@@ -379,7 +392,7 @@ struct QueryTile {
                            done ? std::max(task.next_from, low) : scored_end,
                            s.scores + (p - scored) * width);
             } else {
-                attend_many(p, next);
+                attend_many(p, next, end);
             }
             p = next;
             if (parts && (p == end || p % parts->positions == 0)) {

@@ -77,12 +77,14 @@ inline void multiply(const float* x, std::size_t x_row, std::size_t x_step, std:
 
 // ---- many rows ----------------------------------------------------------------------------------
 
-// scores[j][r] = k[j] . q[r] for positions [0, n); q: [head_dim][Vectors vectors of rows].
-template <class Isa, std::size_t Vectors>
-void score_many(const float* k, std::size_t n, std::size_t head_dim, const float* q,
-                float* scores) {
+// scores[j][r] = k[j] . q[r] for positions [0, n); q: [head_dim][Vectors vectors of rows].  It
+// calls fetch() between its products.
+template <class Isa, std::size_t Vectors, class Fetch>
+void score_many(const float* k, std::size_t n, std::size_t head_dim, const float* q, float* scores,
+                Fetch&& fetch) {
     constexpr std::size_t w = lanes<Isa>;
     for_each_tile<Isa>(n, [&](std::size_t j, auto positions) {
+        fetch();
         multiply<Isa, positions, Vectors>(
             k + j * head_dim, head_dim, 1, head_dim,
             [&](std::size_t c, auto v) { return load<Isa>(q + (c * Vectors + v) * w); },

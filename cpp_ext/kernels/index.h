@@ -45,7 +45,7 @@ void index_scores(const IndexTask& task, std::size_t first, std::size_t last, fl
             const std::size_t n = std::min(many_tile, last - p);
             const float* keys = unpack_rows<Isa, Source>(task.keys, d, p, n, unpacked);
             for (std::size_t h = 0; h < heads; h += width) {
-                score_many<Isa, 2>(keys, n, d, q + h * d, products);
+                score_many<Isa, 2>(keys, n, d, q + h * d, products, [] {});
                 for (std::size_t j = 0; j < n; ++j) {
                     F sum = h == 0 ? F(0.0f) : load<Isa>(sums + j * w);
                     unroll<2>([&](auto v) {
@@ -81,7 +81,7 @@ void block_scores(const BlockTask& task, std::size_t first, std::size_t last, fl
                 const std::size_t n = std::min(many_tile, end - p);
                 const float* keys = unpack_rows<Isa, Source>(task.keys, d, p, n, unpacked);
                 for (std::size_t h = 0; h < heads; h += width) {
-                    score_many<Isa, 2>(keys, n, d, q + h * d, products);
+                    score_many<Isa, 2>(keys, n, d, q + h * d, products, [] {});
                     unroll<2>([&](auto v) {
                         F largest = load<Isa>(best + h + v * w);
                         for (std::size_t j = 0; j < n; ++j) {
