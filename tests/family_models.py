@@ -50,6 +50,7 @@ _MAMBA2 = {
     **{"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 2},
     "ssm.time_step_rank": 8,
 }
+_TURNS = (("", 4), ("_kv", 2))
 _HEADS, _WIDTHS = (0, 0, 2, 0, 0, 0, 0, 2) * 2, (0, 96, 0, 96, 0, 0, 96, 0) * 2
 _ONE_PART = {
     "block_count": 16,
@@ -475,6 +476,11 @@ ARCHITECTURES = {
         }
     ),
     "phimoe": Own(_EXPERTS | {"expert_feed_forward_length": None}),
+    "plamo2": Own(
+        _MAMBA2
+        | {"ssm.group_count": 0, "attention.key_length": 16, "attention.value_length": 16}
+        | {f"attention.head_count{kind}": np.array([0, n] * 4, np.int32) for kind, n in _TURNS}
+    ),
     "plamo3": Own(
         {"attention.key_length": 16, "attention.value_length": 16}
         | {"attention.sliding_window": 20, "rope.freq_base_swa": 1000.0}
@@ -611,10 +617,14 @@ def write_family_model(
             values = -values if name.endswith("ssm_a") else values  # memory fades
             if architecture in ("jamba", "mamba") and name.endswith("ssm_dt.bias"):
                 values -= 3.0  # short steps, as trained models have
+            if architecture in ("plamo2", "plamo3") and ".post_" in name:
+                values *= 0.2  # as its training begins
             if name.endswith("res_score.weight"):
                 values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
+            if architecture == "plamo2" and name.startswith("token_embd"):
+                values *= 8.0  # as large as in trained models, beside what layers add
         if architecture.startswith(("qwen3", "qwen4", "kimi", "bailingmoe3", "glm5")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         if name.endswith("ffn_gate_tid2eid.weight"):  # different experts of each token

@@ -130,6 +130,13 @@ def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: obje
             {"attention.head_count_kv": np.array([0, 1, 1, 0, 1, 0, 1, 1, 0])},
             "is 0; expected 1 of a next-token head",
         ),
+        (
+            "plamo2",
+            {"attention.head_count": np.array([4, 2] * 4, np.int32)},
+            "has 2 and 4; expected",
+        ),
+        ("plamo2", {"attention.head_count": np.zeros(8, np.int32)}, "expected heads in the layers"),
+        ("plamo2", {"ssm.time_step_rank": 7}, "is 7; expected a divisor of 128, inner_size"),
         ("hunyuan_vl", {"rope.scaling.alpha": 0.5}, "alpha is 0.5; expected 1 to 1000000"),
         ("glm5-next", {"rope.dimension_count": 8}, "is 8; expected 0: nothing rotates"),
         ("glm5-next", {"attention.indexer.top_k": 13}, "is 13; expected a multiple of 4"),
@@ -166,6 +173,10 @@ def test_files_of_hunyuan_vl_have_the_alpha_that_theta_grows_by() -> None:
     rotation = load_model(described(entries, shapes("hunyuan_vl", entries))).rotations[0]
     theta = 1e4 * 50.0 ** (16 / 14)
     np.testing.assert_allclose(rotation.inv_freq, theta ** -(np.arange(8) / 8), rtol=1e-12)
+
+
+def test_contexts_of_plamo_2_end_where_windows_would_begin_to_count() -> None:
+    assert config_of("plamo2", context_length=4096).context_length == 2048
 
 
 def test_a_layer_of_deci_without_attention_has_its_own_width() -> None:

@@ -60,6 +60,7 @@ SHAPES = {
     "nanbeige": Shape(interleaved=True, loops=2),
     "openelm": Shape(normed=True),
     "pangu-embedded": Shape(),
+    "plamo2": Shape(normed=True),
     "plamo3": Shape(window=20, theta=1000.0, normed=True),
     "plm": Shape(interleaved=True),
     "qwen": Shape(),
@@ -181,6 +182,7 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
         whole = i % 4 == 0 or not s.window
         chosen_by = before_layer = x
         attend = latent_attention if "attn_kv_a_mqa" in w else attention
+        attend = scan if "ssm_in" in w else attend
         rotates = bool(s.theta) or not s.window or not whole
         a = attend(s, w, rms_norm(x, w["attn_norm"]), whole, rotates)
         x = x + behind(w, a, "attn_output_norm", "post_attention_norm")
@@ -213,8 +215,7 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
     else:
         q, k, v = (h @ w[f"attn_{part}"].T + w.get(f"attn_{part}.bias", 0.0) for part in "qkv")
     if s.normed:
-        q = rms_norm(q.reshape(-1, HEAD_DIM), w["attn_q_norm"]).reshape(q.shape)
-        k = rms_norm(k.reshape(-1, HEAD_DIM), w["attn_k_norm"]).reshape(k.shape)
+        q, k = heads_normed(q, w["attn_q_norm"]), heads_normed(k, w["attn_k_norm"])
     if s.gated and whole:
         q, k = half_rotated(s, q), half_rotated(s, k)
     elif rotates:
@@ -236,6 +237,35 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
     if "attn_sub_norm" in w:
         out = rms_norm(out, w["attn_sub_norm"])
     return out @ w["attn_output"].T + w.get("attn_output.bias", 0.0)
+
+
+def heads_normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """weight: of all heads, or of each."""
+    weight = weight.reshape(-1, HEAD_DIM)
+    return rms_norm(x.reshape(len(x), -1, HEAD_DIM), weight).reshape(x.shape)
+
+
+def scan(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> np.ndarray:
+    """PLaMo 2's Mamba-2, token by token."""
+    n_heads, taps = len(w["ssm_a"].ravel()), w["ssm_conv1d"].shape[1]
+    inner, n_state = w["ssm_conv1d"].shape[0], len(w["ssm_b_norm"])
+    gate, x = np.split((h @ w["ssm_in"].T).reshape(len(h), n_heads, -1), 2, axis=2)
+    past = np.vstack([np.zeros((taps - 1, inner)), x.reshape(len(h), inner)])
+    x = np.stack([(past[t : t + taps] * w["ssm_conv1d"].T).sum(0) for t in range(len(h))])
+    x = x / (1 + np.exp(-x))
+    parts = np.split(x @ w["ssm_x"].T, [n_state, 2 * n_state], axis=1)
+    b, c, dt = (
+        rms_norm(part, w[f"ssm_{n}_norm"]) for part, n in zip(parts, ("b", "c", "dt"), strict=True)
+    )
+    dt = np.log1p(np.exp(dt @ w["ssm_dt"].T + w["ssm_dt.bias"]))  # [n, heads]
+    x = x.reshape(len(h), n_heads, -1)
+    memory, out = np.zeros((*x.shape[1:], n_state)), np.zeros(x.shape)
+    for t in range(len(h)):
+        kept = np.exp(dt[t] * w["ssm_a"].ravel())[:, None, None] * memory
+        memory = kept + dt[t][:, None, None] * x[t][:, :, None] * b[t]
+        out[t] = memory @ c[t] + w["ssm_d"].reshape(-1, 1) * x[t]
+    out *= gate / (1 + np.exp(-gate))
+    return out.reshape(len(h), inner) @ w["ssm_out"].T
 
 
 def latent_attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> np.ndarray:

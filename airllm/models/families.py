@@ -82,6 +82,7 @@ _FILES = {
     "phi3": ("phi3",),
     "phimoe": ("phimoe",),
     "plamo": ("plamo",),
+    "plamo2": ("plamo2",),
     "plamo3": ("plamo3",),
     "plm": ("plm",),
     "qwen": ("qwen",),

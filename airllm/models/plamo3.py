@@ -11,7 +11,7 @@ from airllm.models.family import Family
 from airllm.models.rope import windowed_rotations
 
 PERIOD = 8
-_AFTER = ("post_attention_norm.", "post_ffw_norm.")  # GGUF's, without a suffix
+AFTER = ("post_attention_norm.", "post_ffw_norm.")  # GGUF's, without a suffix
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -19,7 +19,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 layer = partial(
-    blocks.layer, normed="heads", fused=True, after=_AFTER, feed_forward=blocks.fused_glu_mlp
+    blocks.layer, normed="heads", fused=True, after=AFTER, feed_forward=blocks.fused_glu_mlp
 )
 
 FAMILY = Family(("plamo3",), (), configure, layer, rotations=windowed_rotations)
