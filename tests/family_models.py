@@ -296,6 +296,11 @@ ARCHITECTURES = {
         | {"final_logit_softcapping": 2.0},
         {f"blk.{i}.ffn_up.weight": (96, 64) for i in range(8)},
     ),
+    "grovemoe": Own(
+        _EXPERTS
+        | {"experts_per_group": 2, "expert_group_scale": 0.5}
+        | {"expert_chunk_feed_forward_length": 16}
+    ),
     "hunyuan-dense": Own(),
     "hunyuan-moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "hunyuan_vl": Own(

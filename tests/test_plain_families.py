@@ -56,6 +56,7 @@ SHAPES = {
     "bitnet": Shape(),
     "deepseek": Shape(interleaved=True, scale=1.5),
     "grok": Shape(constants=True),
+    "grovemoe": Shape(normalized=True, normed=True),
     "maple": Shape(normalized=True, window=20, normed=True, limit=0.5),
     "nanbeige": Shape(interleaved=True, loops=2),
     "openelm": Shape(normed=True),
@@ -318,7 +319,11 @@ def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndar
         all_shares = shares[best].sum() if s.normalized else 1.0
         for expert in best:
             matrices = (w[f"ffn_{part}_exps"][expert] for part in ("gate", "up", "down"))
-            y[token] += s.scale * shares[expert] / all_shares * glu(s, h[token], *matrices)
+            one = glu(s, h[token], *matrices)
+            if "ffn_up_chexps" in w:  # with a small network of its group
+                small = (w[f"ffn_{part}_chexps"][expert] for part in ("gate", "up", "down"))
+                one += 0.5 * glu(s, h[token], *small)
+            y[token] += s.scale * shares[expert] / all_shares * one
     return y
 
 

@@ -368,9 +368,10 @@ def routed_experts(
     route: Buffer,
     *,
     activation: Activation = "silu",
+    suffix: str = "_exps",
 ) -> Buffer:
-    """The sum of the experts' outputs."""
-    outputs = expert_outputs(g, c, h, route, activation=activation)
+    """The sum of the experts' outputs. suffix: of the slots' names."""
+    outputs = expert_outputs(g, c, h, route, activation=activation, suffix=suffix)
     return g.expert_sum(outputs, route)  # [n, hidden]
 
 
@@ -381,8 +382,10 @@ def expert_outputs(
     route: Buffer,
     *,
     activation: Activation = "silu",
+    suffix: str = "_exps",
 ) -> Buffer:
-    """The outputs of each token's experts, side by side: [n, used * hidden]."""
+    """The outputs of each token's experts, side by side: [n, used * hidden]. suffix: of the slots'
+    names."""
     n, ffn, hidden = c.n_experts, c.expert_size, c.hidden_size
 
     def product(x: Buffer, slot: str, rows: int, columns: int) -> Buffer:
@@ -391,10 +394,10 @@ def expert_outputs(
             y = g.expert_bias(y, route, g.weight(f"{slot}.bias", n, rows), out=y)
         return y
 
-    gate = product(h, "ffn_gate_exps", ffn, hidden)
-    up = product(h, "ffn_up_exps", ffn, hidden)
+    gate = product(h, f"ffn_gate{suffix}", ffn, hidden)
+    up = product(h, f"ffn_up{suffix}", ffn, hidden)
     act = gated(g, c, gate, up, activation)  # [n, used * ffn]
-    return product(act, "ffn_down_exps", hidden, ffn)
+    return product(act, f"ffn_down{suffix}", hidden, ffn)
 
 
 def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:

@@ -365,6 +365,8 @@ class ModelConfig:
     # Of the activation softcap(g) * sigmoid(g) * softcap(u). 0: of u, that it is not capped; of g,
     # another activation.
     activation_caps: tuple[float, float] = (0.0, 0.0)
+    group_expert_size: int = 0  # likewise of a network for each group of experts; 0: there is none
+    group_scale: float = 1.0  # of what these give
     experts_normed: bool = False  # the sum of a token's experts is normalised
     # Times that a token goes through the layers of the file; `layers` has them as often.
     n_loops: int = 1

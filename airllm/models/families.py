@@ -49,6 +49,7 @@ _FILES = {
     "gpt_oss": ("gpt-oss",),
     "granite_swa": ("granite_swa",),
     "granite": ("granite", "granitehybrid", "granitemoe", "minicpm"),
+    "grovemoe": ("grovemoe",),
     "grok": ("grok",),
     "hunyuan": ("hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"),
     "hy_v3": ("hy_v3",),
