@@ -50,6 +50,10 @@ _MAMBA2 = {
     **{"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 2},
     "ssm.time_step_rank": 8,
 }
+_SIGHT = {
+    **{"attn_qkv": (192, 64), "attn_output": (64, 64)},
+    **{"gate": (96, 64), "up": (96, 64), "down": (64, 96)},
+}
 _TURNS = (("", 4), ("_kv", 2))
 _HEADS, _WIDTHS = (0, 0, 2, 0, 0, 0, 0, 2) * 2, (0, 96, 0, 96, 0, 0, 96, 0) * 2
 _ONE_PART = {
@@ -118,6 +122,10 @@ ARCHITECTURES = {
         {"rope.dimension_count": 8}, {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)}
     ),
     "codeshell": Own(_LAYER_NORM),
+    "cogvlm": Own(
+        {"attention.head_count_kv": None},
+        {f"blk.{i}.vis_{part}.weight": shape for i in range(8) for part, shape in _SIGHT.items()},
+    ),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
     "cohere2moe": Own(
         _LAYER_NORM

@@ -54,6 +54,7 @@ SHAPES = {
     "arctic": Shape(interleaved=True, normalized=True, beside=True),
     "bailingmoe": Shape(interleaved=True, normalized=True),
     "bitnet": Shape(),
+    "cogvlm": Shape(),
     "deepseek": Shape(interleaved=True, scale=1.5),
     "grok": Shape(constants=True),
     "grovemoe": Shape(normalized=True, normed=True),

@@ -20,6 +20,7 @@ _FILES = {
     "bloom": ("bloom",),
     "chatglm": ("chatglm",),
     "codeshell": ("codeshell",),
+    "cogvlm": ("cogvlm",),
     "cohere2": ("command-r", "cohere2"),
     "cohere2moe": ("cohere2moe",),
     "dbrx": ("dbrx",),
