@@ -576,6 +576,7 @@ ARCHITECTURES = {
         | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(2, 8)}
         | {"rope_freqs.weight": (8,), "blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "talkie": Own({"logit_scale": 0.5}),
     "xverse": Own(),
 }
 

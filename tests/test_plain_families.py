@@ -19,6 +19,7 @@ TOKENS = np.random.default_rng(3).integers(0, VOCAB, 40)
 N_LAYERS, N_HEADS, HEAD_DIM, N_USED, EPS, THETA = 8, 4, 16, 2, 1e-6, 10000.0
 # Norm of the error over the norm of the logits; measured: up to 9e-7.
 EXACT = 3e-6
+ONE = np.ones(1)  # the weight of a norm that has none
 
 Layer = Mapping[str, np.ndarray]
 
@@ -31,7 +32,7 @@ class Shape:
     or by theta. limit: of an expert's gate and up values. normed: heads of queries and keys are
     normalised. gated: heads have a gate; those without a window rotate by a half. beside: experts
     see what comes before the layer. loops: times that a token goes through the layers, normalised
-    behind each. constants: Grok's, of tests/family_models.py.
+    behind each. skips: each layer adds the embedding. constants: Grok's, of tests/family_models.py.
     """
 
     interleaved: bool = False
@@ -47,6 +48,7 @@ class Shape:
     gated: bool = False
     beside: bool = False
     loops: int = 1
+    skips: bool = False
     constants: bool = False
 
 
@@ -70,6 +72,7 @@ SHAPES = {
     "smallthinker": Shape(
         by_sigmoid=True, normalized=True, relu=True, router_first=True, window=20
     ),
+    "talkie": Shape(normed=True, skips=True),
 }
 
 
@@ -176,6 +179,7 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
     """float64 [n_tokens, vocab]"""
     s, x = SHAPES[architecture], tensors["token_embd"][TOKENS]
     x = 2.0 * x if s.constants else x
+    x = embedding = rms_norm(x, ONE) if s.skips else x
     for loop, i in itertools.product(range(s.loops), range(N_LAYERS)):
         if loop and i == 0:
             x = rms_norm(x, tensors["output_norm"])
@@ -186,9 +190,9 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
         attend = latent_attention if "attn_kv_a_mqa" in w else attention
         attend = scan if "ssm_in" in w else attend
         rotates = bool(s.theta) or not s.window or not whole
-        a = attend(s, w, rms_norm(x, w["attn_norm"]), whole, rotates)
+        a = attend(s, w, rms_norm(x, w.get("attn_norm", ONE)), whole, rotates)
         x = x + behind(w, a, "attn_output_norm", "post_attention_norm")
-        h = rms_norm(x, w["ffn_norm"])
+        h = rms_norm(x, w.get("ffn_norm", ONE))
         if s.beside:
             x = x + glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])
             h = rms_norm(before_layer, w["ffn_norm_exps"])
@@ -196,7 +200,9 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
         if s.constants:
             y = (y + glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])) / np.sqrt(2)
         x = x + behind(w, y, "layer_output_norm", "post_ffw_norm")
-    logits = rms_norm(x, tensors["output_norm"]) @ tensors["output"].T
+        x = x + w["layer_output_scale"] * embedding if s.skips else x
+    logits = rms_norm(x, tensors.get("output_norm", ONE)) @ tensors["output"].T
+    logits = 0.5 * logits if s.skips else logits
     return capped(0.5 * logits, 2.0) if s.constants else logits
 
 
@@ -217,7 +223,7 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
     else:
         q, k, v = (h @ w[f"attn_{part}"].T + w.get(f"attn_{part}.bias", 0.0) for part in "qkv")
     if s.normed:
-        q, k = heads_normed(q, w["attn_q_norm"]), heads_normed(k, w["attn_k_norm"])
+        q, k = heads_normed(q, w["attn_q_norm"]), heads_normed(k, w.get("attn_k_norm", ONE))
     if s.gated and whole:
         q, k = half_rotated(s, q), half_rotated(s, k)
     elif rotates:
@@ -242,8 +248,8 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
 
 
 def heads_normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """weight: of all heads, or of each."""
-    weight = weight.reshape(-1, HEAD_DIM)
+    """weight: of all heads, or of each, or a number for each."""
+    weight = weight.reshape(-1, HEAD_DIM) if weight.size >= HEAD_DIM else weight.reshape(-1, 1)
     return rms_norm(x.reshape(len(x), -1, HEAD_DIM), weight).reshape(x.shape)
 
 

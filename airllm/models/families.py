@@ -102,6 +102,7 @@ _FILES = {
     "stablelm": ("orion", "stablelm"),
     "starcoder2": ("starcoder2",),
     "step35": ("step35",),
+    "talkie": ("talkie",),
 }
 
 
