@@ -50,7 +50,10 @@ OF_THE_MODEL = frozenset(["token_embd", "output_norm", "output"])
 
 
 class WeightSource(Protocol):
-    """Gives out weights that an executor's `bind` returned. They are valid inside the `with`."""
+    """Gives out weights that an executor's `bind` returned. They are valid inside the `with`.
+
+    Where a pass goes several times through the layers, their numbers go on, and the weights are
+    those of the first time."""
 
     streams: bool  # whether a pass waits for the disk, so that many tokens should share a layer
     layers_at_once: int  # the most consecutive layers to ask `layers` for
@@ -97,7 +100,7 @@ class FileWeights:
         next_head: of the next-token head's graphs, if the model has them.
         on_progress(done, total) is called after each layer has been prepared."""
         check_tensors(gguf, model)
-        self._gguf = gguf
+        self._gguf, self._n_layers = gguf, model.config.n_stored_layers
         self._layers_stay_in_map = "matrix" in backend.keeps
         self._prepared: dict[tuple[str, Role], Any] = {}
         largest = largest_tensor(gguf, model)
@@ -107,12 +110,12 @@ class FileWeights:
             bound = executor.bind(self._prepare(backend, graph, index, memory))
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
-                on_progress(index + 1, model.config.n_stored_layers)
+                on_progress(index + 1, self._n_layers)
         read = sum(  # by a token
             weight.nbytes * (model.config.share_of_experts if role == "experts" else 1.0)
             for (_, role), weight in self._prepared.items()
         )
-        self.layers_at_once = layers_at_once(model.config.n_stored_layers, round(read))
+        self.layers_at_once = layers_at_once(self._n_layers, round(read))
         self._together: dict[tuple[int, int], AbstractContextManager[Sequence[Any]]] = {}
         self._next_head = nullcontext(
             [
@@ -129,13 +132,14 @@ class FileWeights:
     def layer(self, index: int) -> AbstractContextManager[Any]:
         if self._layers_stay_in_map:
             self._gguf.check_unchanged()
-        return self._bound[1 + index]
+        return self._bound[1 + index % self._n_layers]
 
     def layers(self, start: int, stop: int) -> AbstractContextManager[Sequence[Any]]:
         if self._layers_stay_in_map:
             self._gguf.check_unchanged()
         if (start, stop) not in self._together:
-            bound = tuple(bound.enter_result for bound in self._bound[1 + start : 1 + stop])
+            each = (self._bound[1 + index % self._n_layers] for index in range(start, stop))
+            bound = tuple(bound.enter_result for bound in each)
             self._together[start, stop] = nullcontext(bound)
         return self._together[start, stop]
 

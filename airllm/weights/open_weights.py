@@ -21,7 +21,6 @@ from airllm.weights.layer_weights import (
     check_tensors,
     largest_tensor,
 )
-from airllm.weights.looped_weights import LoopedWeights
 from airllm.weights.plan import (
     BATCH_SIZE,
     CONTEXT_STEP,
@@ -176,25 +175,18 @@ def open_weights(
     on_progress: OnProgress | None = None,
 ) -> WeightSource:
     """The plan's source of weights, bound to the executors. layers: made by layer_executor."""
-    n_layers = model.config.n_stored_layers
     executors: dict[str, Any] = {
         "embed": embed,
-        "layers": layers[:n_layers],
+        "layers": layers[: model.config.n_stored_layers],
         "head": head,
         "next_head": next_head,
     }
-
-    def looped(source: WeightSource) -> WeightSource:
-        return source if model.config.n_loops == 1 else LoopedWeights(source, n_layers)
-
     # FileWeights reads through the page cache, which may hold the model from an earlier use. It
     # reads a whole tensor at a time, so the budget needs room for the largest tensor, too.
     at_once = largest_tensor(gguf, model)
     budget = plan.budget_bytes
     if budget is None or (plan.embedding == "pinned" and plan.total_bytes + at_once <= budget):
-        return looped(FileWeights(gguf, model, backend, **executors, on_progress=on_progress))
+        return FileWeights(gguf, model, backend, **executors, on_progress=on_progress)
     from airllm.weights.stream_weights import StreamWeights
 
-    return looped(
-        StreamWeights(gguf, model, backend, plan, parts, **executors, on_progress=on_progress)
-    )
+    return StreamWeights(gguf, model, backend, plan, parts, **executors, on_progress=on_progress)

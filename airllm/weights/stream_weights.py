@@ -55,6 +55,7 @@ class StreamWeights:
         on_progress(done, total) is called after each kept part has been read."""
         check_tensors(gguf, model)
         self._gguf, self._backend, self.plan = gguf, backend, plan
+        self._n_layers = model.config.n_stored_layers
         self._files = [(part.descriptor, str(part.path)) for part in gguf.parts]
         embedding, *layer_parts, head_part = parts
         by_index = {**dict(enumerate(layer_parts)), _HEAD: head_part}
@@ -87,12 +88,14 @@ class StreamWeights:
         if streamed:
             largest = max(by_index[index].nbytes for index in streamed)
             self._ring = Ring(backend, self._files, plan.slots, largest)
-            for index in streamed:
-                part = by_index[index]
-                self._ring.add(index, executors[index], self._read_kept(part), part.matrices)
+            kept = {index: self._read_kept(by_index[index]) for index in streamed}
+            for number in self._in_order(streamed, model.config.n_loops):
+                index = self._stored(number)
+                matrices = by_index[index].matrices
+                self._ring.add(number, executors[index], kept[index], matrices)
             self._ring.start()
         self.streams = self._ring is not None or self._experts is not None
-        at_once = layers_at_once(model.config.n_stored_layers, plan.pinned_bytes)
+        at_once = layers_at_once(self._n_layers, plan.pinned_bytes)
         self.layers_at_once = 1 if self.streams else at_once
         try:
             gguf.check_unchanged()
@@ -118,7 +121,7 @@ class StreamWeights:
     def layer(self, index: int) -> AbstractContextManager[Any]:
         if self._ring is not None and index in self._ring:
             return self._streamed(self._ring, index)
-        return nullcontext(self._bound[index])
+        return nullcontext(self._bound[self._stored(index)])
 
     @contextmanager
     def layers(self, start: int, stop: int) -> Iterator[Sequence[Any]]:
@@ -138,6 +141,15 @@ class StreamWeights:
             self._experts.close()
         if self._ring is not None:
             self._ring.close()
+
+    def _stored(self, number: int) -> int:
+        return number if number == _HEAD else number % self._n_layers
+
+    def _in_order(self, streamed: Sequence[int], n_loops: int) -> list[int]:
+        """The numbers of a pass: of the layers in each loop, and of the head if it is streamed."""
+        starts = range(0, n_loops * self._n_layers, self._n_layers)
+        layers = [start + index for start in starts for index in streamed if index != _HEAD]
+        return [*layers, *(index for index in streamed if index == _HEAD)]
 
     @contextmanager
     def _streamed(self, ring: Ring, index: int) -> Iterator[Any]:
