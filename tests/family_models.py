@@ -587,7 +587,7 @@ DISTINCT = {
     *("deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "bailingmoe2", "minimax-m3"),
     *("qwen35", "qwen35moe", "qwen4exp", "kimi-linear", "kimi-k3", "granitehybrid", "falcon-h1"),
     *("nemotron_h_moe", "lfm2moe", "jamba", "mamba", "deci", "bloom", "gpt2", "apertus", "step35"),
-    *("laguna", "mimo2", "hy_v4", "glm5-next"),
+    *("laguna", "mimo2", "hy_v4", "glm5-next", "nanbeige"),
 }
 EVERY_ARCHITECTURE = [each if each in DISTINCT else variant(each) for each in ARCHITECTURES]
 
