@@ -109,6 +109,8 @@ def test_a_mark_of_byte_order_in_front_is_dropped() -> None:
         ({"scores": np.full(len(TOKENS), np.nan)}, "values that are no finite numbers"),
         ({"scores": np.zeros(3)}, "has 3 entries for"),
         ({"token_type": np.full(len(TOKENS), NORMAL, np.int32)}, "has not tokens for all bytes"),
+        ({"tokens": [*TOKENS[:-1], "\0001"]}, "a token of NUL and a number"),  # the name of BOS
+        ({"tokens": [*TOKENS[:-1], "<0x41>"]}, "has not tokens for all bytes"),  # hides that of A
         ({"tokens": [*TOKENS[:-1], "x" * 300]}, "too large to be a vocabulary"),
     ],
 )

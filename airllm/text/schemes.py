@@ -272,11 +272,13 @@ def _plamo(metadata: Metadata) -> Scheme:
     scores = np.round(_scores(metadata, vocabulary).astype(np.float64) / _UNIT)
     if not np.isfinite(scores).all():
         raise metadata.fault("tokenizer.ggml.scores has values that are no finite numbers")
-    if len({vocabulary.texts[id] for id in vocabulary.bytes}) < 256:
+    names = {id: name for name, id in vocabulary.reachable().items()}
+    if len(names) < len(scores):
+        raise metadata.fault("tokenizer.ggml.tokens has a token of NUL and a number")
+    if sum(names[id] == vocabulary.texts[id] for id in vocabulary.bytes) < 256:
         raise metadata.fault("the vocabulary has not tokens for all bytes")
     least = _UNKNOWN_SCORE + _BELOW_LEAST
     scores[[*(vocabulary.control | vocabulary.unused | vocabulary.bytes)]] = least
-    names = {id: name for name, id in vocabulary.reachable().items()}
     names |= {id: name[::-1] for id, name in names.items() if id not in vocabulary.bytes}
     pieces = [(names[id], max(score, least)) for id, score in enumerate(scores.tolist())]
     return Scheme(
