@@ -162,6 +162,13 @@ static constexpr bool is_searched(DType type) {
     return format_of(type).writable && format_of(type).elements == 256;
 }
 
+// The types of blocks of 32 whose scales are searched for where columns have an importance:
+// quantize_weighted makes them then, and from_float otherwise.
+static constexpr bool is_weighted(DType type) {
+    const Format& format = format_of(type);
+    return format.writable && format.scale == Scale::half && format.bits < 8;
+}
+
 static constexpr bool is_quantized(DType type) { return format_of(type).scale != Scale::none; }
 
 // Columns that the kernels process at a time.  They share one scale, or the scales of two

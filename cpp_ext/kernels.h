@@ -298,6 +298,11 @@ struct KernelTable {
     // the range of the scale in half precision dequantises to NaN.
     void (*quantize_k)(DType type, const float* x, const float* importance, std::byte* y,
                        std::size_t n);
+    // n elements, whole blocks, of rows of k, from column `at` of the first on, to a type whose
+    // blocks have a scale of their own (is_weighted), with the importance [k] of the columns: as
+    // quantize_k, see kernels/weighted_blocks.h.
+    void (*quantize_weighted)(DType type, const float* x, const float* importance, std::size_t k,
+                              std::size_t at, std::byte* y, std::size_t n);
 
     // ---- matrices ------------------------------------------------------------------------------
 

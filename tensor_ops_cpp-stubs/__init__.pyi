@@ -125,7 +125,7 @@ def sample(
 def quantize(
     x: _Float32,  # [..., n], n a multiple of the block, 32 or 256 for K types
     type: str,  # "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "q2_k" to "q6_k"
-    importance: _Float32 | None = None,  # [n], of the columns' squared errors, for K types
+    importance: _Float32 | None = None,  # [n], of the columns' squared errors
 ) -> _Bytes: ...  # [..., row_bytes]
 def dequantize(
     data: _Bytes,  # [..., row_bytes]

@@ -26,7 +26,7 @@ BLOCKS = {
     **{"tq1_0": (256, 54), "tq2_0": (256, 66), "nvfp4": (64, 36)},
 }
 WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
-SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+WEIGHTED = ("q4_0", "q5_1", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 class Fence:
@@ -102,7 +102,7 @@ def conversions(f):
             yield f"dequantize {type}", cpp.dequantize, (blocks(type, 1, 256 * n), type), None
         for type in WRITTEN:
             yield f"quantize {type}", cpp.quantize, (normal(32 * n), type), None
-        for type in SEARCHED:
+        for type in WEIGHTED:
             x, importance = normal(2, 256 * n), np.ones(256 * n, np.float32)
             yield f"quantize {type}", cpp.quantize, (x, type, importance), None
     yield "sample", cpp.sample, (normal(1000), 0.5), None

@@ -232,11 +232,6 @@ def test_importance_of_another_dtype_is_refused(backend):
         backend.quantize(normal((2, 512)), "q4_k", np.ones(512))
 
 
-def test_importance_where_no_scale_is_searched_for_is_refused(backend):
-    with pytest.raises(ValueError, match="quantize: importance is given; expected None for q4_0"):
-        backend.quantize(normal((2, 512)), "q4_0", np.ones(512, np.float32))
-
-
 def test_rows_that_are_no_whole_blocks_are_refused(backend, type):
     with pytest.raises(ValueError, match=f"multiple of 256, the block of {type}. Pad the rows"):
         backend.quantize(normal((2, 128)), type)

@@ -42,7 +42,7 @@ def add(subparsers: options.Subparsers) -> None:
         type=Path,
         metavar="FILE",
         help="an importance file of llama.cpp (GGUF or .dat), which says how much each column of "
-        "each matrix matters; for the types with k",
+        "each matrix matters; for types of 2 to 6 bits",
     )
     parser.add_argument(
         "--keep-quantized",

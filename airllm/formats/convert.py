@@ -18,7 +18,7 @@ from airllm.formats.joined_latents import joined_latents
 from airllm.formats.mixes import chosen_types, file_type
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
 from airllm.formats.multiplied import multiplied
-from airllm.formats.numbers import FLOATS, SEARCHED
+from airllm.formats.numbers import FLOATS, WEIGHTED
 from airllm.formats.retype import convert_rows
 from airllm.formats.tiled_heads import tiled_heads
 from airllm.util.progress import OnProgress
@@ -76,14 +76,14 @@ def convert(
     kinds = {
         each.name: each.type if each.name in kept else chosen.types[each.name] for each in sources
     }
-    searched = [each for each in sources if kinds[each.name] in SEARCHED and each.name not in kept]
-    if importance is not None and not searched:
+    weighted = [each for each in sources if kinds[each.name] in WEIGHTED and each.name not in kept]
+    if importance is not None and not weighted:
         raise ValueError(
             f"importance means nothing to {type}, whose scales are not searched for; choose a type "
-            "with k, or convert without it"
+            "of 2 to 6 bits, or convert without it"
         )
-    not_weighted = [] if importance is None else importance.missing(searched)
-    weights = {} if importance is None else {each.name: importance.of(each) for each in searched}
+    not_weighted = [] if importance is None else importance.missing(weighted)
+    weights = {} if importance is None else {each.name: importance.of(each) for each in weighted}
     infos = [
         TensorInfo(each.name, kinds[each.name], written_shape(model, each)) for each in sources
     ]

@@ -5,12 +5,12 @@ from numpy.typing import NDArray
 
 from airllm.formats.ggml_types import INTEGERS, TYPES
 
-__all__ = ["FLOATS", "SEARCHED", "WRITABLE", "decode", "encode", "row_bytes"]
+__all__ = ["FLOATS", "WEIGHTED", "WRITABLE", "decode", "encode", "row_bytes"]
 
 FLOATS = ("f32", "f16", "bf16")
 # Types whose scales are searched for, and for which the importance of columns counts.
-SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
-WRITABLE = (*FLOATS, "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", *SEARCHED)
+WEIGHTED = ("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+WRITABLE = (*FLOATS, "q8_0", "mxfp4", *WEIGHTED)
 
 _KINDS = {kind.name: kind for kind in TYPES.values()}
 
@@ -40,7 +40,7 @@ def encode(
 ) -> NDArray[np.uint8]:
     """values: float32 [n, k], C-contiguous. Returns uint8 [n, row_bytes], rounded to the nearest.
 
-    importance: float32 [k], for types in SEARCHED: see ops.quantize.
+    importance: float32 [k], for types in WEIGHTED: see ops.quantize.
 
     type: one of WRITABLE, or INTEGERS for values that are integers.
 

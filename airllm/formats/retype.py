@@ -39,7 +39,7 @@ def convert_rows(
     """Read rows of a tensor of `file` and convert them to `type`: uint8 [rows, row_bytes].
 
     memory: takes the bytes of the file. importance: float32 [n matrices, k], of the columns of each
-    matrix in the tensor, for types in SEARCHED. FormatError names a tensor with values that `type`
+    matrix in the tensor, for types in WEIGHTED. FormatError names a tensor with values that `type`
     cannot hold.
     """
     raw = file.read(tensor.name, memory, rows)

@@ -9,7 +9,7 @@ from airllm.numpy_ops.blocks import SUPER_BLOCK, Bytes
 from airllm.numpy_ops.checks import Float32
 from airllm.numpy_ops.k_search import LEAST_WEIGHT, SEARCHES, Found
 
-__all__ = ["quantize_k"]
+__all__ = ["has_scale", "is_too_small", "quantize_k", "weights_of"]
 
 _AT_A_TIME = 1024  # blocks
 _ZERO = {"q3_k": 4, "q6_k": 32}  # the codes of zero; 0 for other types
@@ -37,16 +37,17 @@ def quantize_k(x: Float32, type: str, importance: Float32 | None) -> Bytes:
 def _quantize(x: Float32, type: str, importance: Float32 | None) -> Bytes:
     search = SEARCHES[type]
     magnitude = np.abs(x).max(axis=1)
-    sound = (magnitude >= _SMALLEST) & (magnitude <= _LARGEST)
+    sound = has_scale(magnitude)
     columns = _side_by_side(np.where(sound[:, np.newaxis], x, np.float32(0)), search.sub)
-    found = search.find(columns, _side_by_side(_weights(x, importance), search.sub))
+    found = search.find(columns, _side_by_side(weights_of(x, importance), search.sub))
     made = sound & (found.error < np.inf)
     codes = search.codes(columns, found) + np.float32(_ZERO.get(type, 0))
     q = np.ascontiguousarray(codes.transpose(1, 2, 0)).reshape(-1, SUPER_BLOCK)
     each = made[:, np.newaxis]
-    too_small = magnitude < _SMALLEST
     whole = Found(
-        np.where(made, found.d, np.where(too_small, np.float32(0), np.float32(np.nan))),
+        np.where(
+            made, found.d, np.where(is_too_small(magnitude), np.float32(0), np.float32(np.nan))
+        ),
         np.where(made, found.d_min, np.float32(0)),
         np.where(each, found.s, np.float32(0)),
         np.where(each, found.m, np.float32(0)),
@@ -55,7 +56,17 @@ def _quantize(x: Float32, type: str, importance: Float32 | None) -> Bytes:
     return _PACKERS[type](whole, np.where(each, q, np.float32(_ZERO.get(type, 0))).astype(np.uint8))
 
 
-def _weights(x: Float32, importance: Float32 | None) -> Float32:
+def has_scale(magnitude: Float32) -> NDArray[np.bool_]:
+    """Which blocks of these magnitudes have a scale in half precision."""
+    return (magnitude >= _SMALLEST) & (magnitude <= _LARGEST)
+
+
+def is_too_small(magnitude: Float32) -> NDArray[np.bool_]:
+    """Which blocks become zeros."""
+    return magnitude < _SMALLEST
+
+
+def weights_of(x: Float32, importance: Float32 | None) -> Float32:
     """The importance as a share of the block's largest, at least a millionth."""
     if importance is None:
         return np.ones_like(x)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from airllm.numpy_ops.checks import Float32
 
-__all__ = ["SEARCHES", "Found", "Search"]
+__all__ = ["SEARCHES", "Found", "Search", "added", "half", "inverse"]
 
 LEAST_WEIGHT = np.float32(2.0**-20)  # of the largest importance in a block
 _TINY = np.float32(1e-30)
@@ -82,8 +82,8 @@ class Search:
         for top in self.tops:
             d = _up_to_half(largest_s / np.float32(top))
             d_min = _up_to_half(largest_m / np.float32(self.s[1]))
-            s = np.rint(np.clip(exact_s * _inverse(d)[:, np.newaxis], *self.s))
-            m = np.rint(np.clip(exact_m * _inverse(d_min)[:, np.newaxis], 0, self.s[1]))
+            s = np.rint(np.clip(exact_s * inverse(d)[:, np.newaxis], *self.s))
+            m = np.rint(np.clip(exact_m * inverse(d_min)[:, np.newaxis], 0, self.s[1]))
             for turn in range(self.rounds + 1):
                 s, m, error = block.neighbours(d, d_min, s, m)
                 better = error < best.error
@@ -106,7 +106,7 @@ class Search:
 
     def nearest(self, x: Float32, scale: Float32, minimum: Float32) -> Float32:
         above = x + minimum if self.has_min else x
-        codes: Float32 = np.rint(np.clip(above * _inverse(scale), *self.code))
+        codes: Float32 = np.rint(np.clip(above * inverse(scale), *self.code))
         return codes
 
 
@@ -115,7 +115,7 @@ class _Block:
 
     def __init__(self, search: Search, x: Float32, w: Float32) -> None:
         self.search, self.x, self.w = search, x, w
-        self.w_sum, self.wx_sum = _added(w), _added(w * x)
+        self.w_sum, self.wx_sum = added(w), added(w * x)
 
     def sums(self, scale: Float32, minimum: Float32) -> _Sums:
         q = self.search.nearest(self.x, scale, minimum)
@@ -123,15 +123,15 @@ class _Block:
         has_min = self.search.has_min
         return _Sums(
             self.error(q, scale, minimum),
-            _added(wq) if has_min else np.zeros_like(scale),
-            _added(wq * q),
-            _added(wq * self.x),
+            added(wq) if has_min else np.zeros_like(scale),
+            added(wq * q),
+            added(wq * self.x),
         )
 
     def error(self, q: Float32, scale: Float32, minimum: Float32) -> Float32:
         above = self.x + minimum if self.search.has_min else self.x
         off = above - scale * q
-        return _added(self.w * off * off)
+        return added(self.w * off * off)
 
     def fit(self) -> tuple[Float32, Float32]:
         """The best scale and minimum of each sub-block by itself."""
@@ -191,24 +191,24 @@ class _Block:
                 better = error < best_error
                 best_error = np.where(better, error, best_error)
                 best_s, best_m = np.where(better, near_s, best_s), np.where(better, near_m, best_m)
-        return best_s, best_m, _added(best_error.T)
+        return best_s, best_m, added(best_error.T)
 
     def refit(self, d: Float32, d_min: Float32, s: Float32, m: Float32) -> tuple[Float32, Float32]:
         """The d and d_min with the least error for s, m and the codes that are nearest now."""
         now = self.sums(d[:, np.newaxis] * s, d_min[:, np.newaxis] * m)
         a, b = s.astype(np.float64), m.astype(np.float64)
         terms = (a * a * now.qq, a * b * now.q, b * b * self.w_sum, a * now.xq, b * self.wx_sum)
-        aa, ab, bb, xa, xb = (_added(term.T) for term in terms)
+        aa, ab, bb, xa, xb = (added(term.T) for term in terms)
         determinant = aa * bb - ab * ab
         solved = determinant > 1e-6 * (aa * bb)
-        alone = np.where(aa > 0, _half((xa + d_min * ab) / aa), d)
+        alone = np.where(aa > 0, half((xa + d_min * ab) / aa), d)
         return (
-            np.where(solved, _half((bb * xa - ab * xb) / determinant), alone),
-            np.where(solved, _half((ab * xa - aa * xb) / determinant), d_min),
+            np.where(solved, half((bb * xa - ab * xb) / determinant), alone),
+            np.where(solved, half((ab * xa - aa * xb) / determinant), d_min),
         )
 
 
-def _added(values: NDArray[Any]) -> NDArray[Any]:
+def added(values: NDArray[Any]) -> NDArray[Any]:
     """The sum over the first axis, from the first to the last."""
     total: NDArray[Any] = values[0].copy()
     for value in values[1:]:
@@ -216,7 +216,7 @@ def _added(values: NDArray[Any]) -> NDArray[Any]:
     return total
 
 
-def _half(values: NDArray[Any]) -> Float32:
+def half(values: NDArray[Any]) -> Float32:
     """Rounded to half precision, from float64 by way of float32."""
     return values.astype(np.float32).astype(np.float16).astype(np.float32)
 
@@ -229,7 +229,7 @@ def _up_to_half(values: Float32) -> Float32:
     return bits.view(np.float16).astype(np.float32)
 
 
-def _inverse(scale: Float32) -> Float32:
+def inverse(scale: Float32) -> Float32:
     """1 / scale; 0 for a scale so small that no value in half precision is."""
     return np.where(np.abs(scale) < _TINY, np.float32(0), np.float32(1) / scale)
 

@@ -24,6 +24,7 @@ from airllm.numpy_ops.blocks import (
 from airllm.numpy_ops.checks import Float32
 from airllm.numpy_ops.k_blocks import quantize_k
 from airllm.numpy_ops.k_search import SEARCHES
+from airllm.numpy_ops.weighted_blocks import WEIGHTED, weighted_blocks
 
 # type: (values in a block, bytes of a block)
 TYPES = {
@@ -70,7 +71,8 @@ def quantize(x: Float32, type: str, importance: Float32 | None = None) -> Bytes:
         "q3_k", "q4_k", "q5_k" or "q6_k", which have blocks of 256 and the scales with the least
         squared error that a search finds.
     importance: float32 [n], finite and not negative: how much the squared error of each column
-        counts in the search. None: the same for all.
+        counts in the search; the scales of blocks of 32 are then searched for, too, but for "q8_0"
+        and "mxfp4", which take none. None: the same for all.
     Returns uint8 [..., n / values of a block * bytes of a block]. A block that holds NaN, an
     infinity, or a value so large that the float16 scale overflows does not dequantise to finite
     values.
@@ -94,7 +96,11 @@ def quantize(x: Float32, type: str, importance: Float32 | None = None) -> Bytes:
         packed = quantize_k(blocks, type, weights)
         return packed.reshape(*x.shape[:-1], row_bytes(type, n))
     with np.errstate(all="ignore"):
-        header, quants = _QUANTIZERS[type](blocks)
+        if importance is None:
+            header, quants = _QUANTIZERS[type](blocks)
+        else:
+            weights = np.resize(importance, x.size).reshape(blocks.shape)
+            header, quants = _packed_codes(*weighted_blocks(blocks, type, weights), type)
         if header.dtype == np.float32:
             header = header.astype("<f2")
     packed = np.concatenate([header.view(np.uint8), quants.view(np.uint8)], axis=1)
@@ -102,10 +108,10 @@ def quantize(x: Float32, type: str, importance: Float32 | None = None) -> Bytes:
 
 
 def _checked(importance: Float32, type: str, n: int) -> Float32:
-    if type not in SEARCHES:
+    if type not in SEARCHES and type not in WEIGHTED:
         raise ValueError(
-            f"quantize: importance is given; expected None for {type}, which does not search for "
-            "its scales. Choose q2_k, q3_k, q4_k, q5_k or q6_k, or leave importance out."
+            f"quantize: importance is given; expected None for {type}, whose scales are not "
+            "searched for. Choose a type of 2 to 6 bits, or leave importance out."
         )
     importance = checks.float32("quantize", "importance", importance)
     checks.shape("quantize", "importance", importance, (n,), "one number for each column of x")
@@ -165,23 +171,25 @@ def _quantize_q8_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
 
 
 def _quantize_q4_0(x: Float32) -> tuple[Float32, Bytes]:
-    d, q = _round_from_largest(x, 8)
-    return d, _nibbles(q)
+    return _packed_codes(*_round_from_largest(x, 8), "q4_0")
 
 
 def _quantize_q4_1(x: Float32) -> tuple[Float32, Bytes]:
-    header, q = _round_from_lowest(x, 15)
-    return header, _nibbles(q)
+    return _packed_codes(*_round_from_lowest(x, 15), "q4_1")
 
 
 def _quantize_q5_0(x: Float32) -> tuple[Float32, Bytes]:
-    d, q = _round_from_largest(x, 16)
-    return d, np.concatenate([_highest_bits(q), _nibbles(q)], axis=1)
+    return _packed_codes(*_round_from_largest(x, 16), "q5_0")
 
 
 def _quantize_q5_1(x: Float32) -> tuple[Float32, Bytes]:
-    header, q = _round_from_lowest(x, 31)
-    return header, np.concatenate([_highest_bits(q), _nibbles(q)], axis=1)
+    return _packed_codes(*_round_from_lowest(x, 31), "q5_1")
+
+
+def _packed_codes(header: Float32, q: Bytes, type: str) -> tuple[Float32, Bytes]:
+    if type in ("q5_0", "q5_1"):
+        return header, np.concatenate([_highest_bits(q), _nibbles(q)], axis=1)
+    return header, _nibbles(q)
 
 
 def _quantize_iq4_nl(x: Float32) -> tuple[Float32, Bytes]:

@@ -40,11 +40,11 @@ constexpr std::size_t search_time = 32, rounding_time = 4;
 // One for each column of x, or none.
 std::optional<Array> importance_argument(const Array& x, DType type, py::handle object) {
     if (object.is_none()) return std::nullopt;
-    if (!is_searched(type))
+    if (!is_searched(type) && !is_weighted(type))
         value_error("quantize: importance is given; expected None for " +
                     std::string(dtype_name(type)) +
-                    ", which does not search for its scales. Choose q2_k, q3_k, q4_k, q5_k or "
-                    "q6_k, or leave importance out.");
+                    ", whose scales are not searched for. Choose a type of 2 to 6 bits, or leave "
+                    "importance out.");
     Array importance = float_array("quantize", "importance", object);
     const auto columns = static_cast<py::ssize_t>(x.axis(-1));
     importance.require_shape(std::array{columns}, "one number for each column of x");
@@ -73,17 +73,23 @@ py::array quantize(py::handle x_object, py::handle type_object, py::handle impor
     const float* weights = importance ? importance->floats() : nullptr;
     auto* const blocks = reinterpret_cast<std::byte*>(out.mutable_data());
     const std::size_t columns = x.axis(-1), block = elements, step = bytes;
-    const bool searched = is_searched(type);
+    const bool searched = is_searched(type) || weights != nullptr;
     run_parallel(x.size() * (searched ? search_time : rounding_time), [&](const Worker& worker) {
-        deal(worker, x.size() / block, 1, [&](std::size_t first, std::size_t last) {
-            if (!searched)
-                return table.from_float(type, values + first * block, blocks + first * step,
-                                        (last - first) * block);
-            for (std::size_t b = first; b < last; ++b)
-                table.quantize_k(type, values + b * block,
-                                 weights != nullptr ? weights + b * block % columns : nullptr,
-                                 blocks + b * step, block);
-        });
+        // Blocks of 32 are searched side by side.
+        deal(worker, x.size() / block, block == 32 ? 16 : 1,
+             [&](std::size_t first, std::size_t last) {
+                 if (weights != nullptr && is_weighted(type))
+                     return table.quantize_weighted(type, values + first * block, weights, columns,
+                                                    first * block % columns, blocks + first * step,
+                                                    (last - first) * block);
+                 if (!searched)
+                     return table.from_float(type, values + first * block, blocks + first * step,
+                                             (last - first) * block);
+                 for (std::size_t b = first; b < last; ++b)
+                     table.quantize_k(type, values + b * block,
+                                      weights != nullptr ? weights + b * block % columns : nullptr,
+                                      blocks + b * step, block);
+             });
     });
     return out;
 }
@@ -142,7 +148,8 @@ void bind_formats(py::module_& m) {
         "GGML does; or \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\" or \"q6_k\", which have blocks of "
         "256 and the scales with the least squared error that a search finds.\n"
         "importance: float32 [n], finite and not negative: how much the squared error of each "
-        "column counts in the search. None: the same for all.\n"
+        "column counts in the search; the scales of blocks of 32 are then searched for, too, but "
+        "for \"q8_0\" and \"mxfp4\", which take none. None: the same for all.\n"
         "Returns uint8 [..., n / values of a block * bytes of a block]. A block that holds NaN, an "
         "infinity, or a value so large that the float16 scale overflows does not dequantise to "
         "finite values.");

@@ -221,6 +221,24 @@ inline void quantize_q8_0(const float* x, const Range& range, std::byte* p) {
     }
 }
 
+// A block of q4_0, q4_1, q5_0, q5_1 or iq4_nl with these codes.  m: of types with a minimum.
+inline void write_scaled_block(DType type, float d, float m, std::uint8_t* code, std::byte* p) {
+    const Format& format = format_of(type);
+    write_half(d, p);
+    if (format.has_min) write_half(m, p + 2);
+    p += format.has_min ? 4 : 2;
+    if (format.bits == 5) {
+        std::uint32_t fifth = 0;
+        for (std::size_t i = 0; i < quant_block; ++i) {
+            fifth |= static_cast<std::uint32_t>(code[i] >> 4) << i;
+            code[i] &= 15;
+        }
+        std::memcpy(p, &fifth, sizeof fifth);
+        p += 4;
+    }
+    write_nibbles(code, p);
+}
+
 // q4_0, q4_1, q5_0, q5_1.
 inline void quantize_linear(DType type, const float* x, const Range& range, std::byte* p) {
     const Format& format = format_of(type);
@@ -236,19 +254,7 @@ inline void quantize_linear(DType type, const float* x, const Range& range, std:
     const float inverse = reciprocal(d);
     for (std::size_t i = 0; i < quant_block; ++i)
         code[i] = clamp_code((x[i] - offset) * inverse + bias, top);
-    write_half(d, p);
-    if (format.has_min) write_half(range.finite ? range.low : NAN, p + 2);
-    p += format.has_min ? 4 : 2;
-    if (format.bits == 5) {
-        std::uint32_t fifth = 0;
-        for (std::size_t i = 0; i < quant_block; ++i) {
-            fifth |= static_cast<std::uint32_t>(code[i] >> 4) << i;
-            code[i] &= 15;
-        }
-        std::memcpy(p, &fifth, sizeof fifth);
-        p += 4;
-    }
-    write_nibbles(code, p);
+    write_scaled_block(type, d, range.finite ? range.low : NAN, code, p);
 }
 
 // The codes are those of the nearest values where the largest magnitude is -127; d is then the
@@ -270,8 +276,8 @@ inline void quantize_iq4_nl(const float* x, const Range& range, std::byte* p) {
         by_x += weighted * x[i];
         by_value += weighted * value;
     }
-    write_half(!range.finite ? NAN : d == 0.0f ? 0.0f : by_x / by_value, p);
-    write_nibbles(code, p + 2);
+    const float scale = !range.finite ? NAN : d == 0.0f ? 0.0f : by_x / by_value;
+    write_scaled_block(DType::iq4_nl, scale, 0.0f, code, p);
 }
 
 // The scale is the power of two at which the largest magnitude is from 4 to 8 of E2M1's units,

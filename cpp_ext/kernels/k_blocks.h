@@ -86,14 +86,6 @@ inline void write_k_block(DType type, const KNumbers& block, std::byte* p) {
     }
 }
 
-// The largest magnitude of a block; NaN if it holds a NaN.
-inline float k_magnitude(const float* x) {
-    float largest = 0.0f;
-    for (std::size_t i = 0; i < k_columns; ++i)
-        if (!(std::fabs(x[i]) <= largest)) largest = std::fabs(x[i]);
-    return largest;
-}
-
 template <class Isa, DType type>
 void quantize_k_row(const float* x, const float* importance, std::byte* y, std::size_t n) {
     using Search = KSearch<Isa, type>;
@@ -101,9 +93,8 @@ void quantize_k_row(const float* x, const float* importance, std::byte* y, std::
     for (std::size_t b = 0; b < n; b += k_columns, y += format_of(type).bytes) {
         KNumbers numbers{};
         std::memset(numbers.code, zero, k_columns);
-        const float magnitude = k_magnitude(x + b);
-        // Half of the smallest step in half precision, 2^-25, is nearer to zero than to the step.
-        if (magnitude >= 0x1p-26f && magnitude <= 0x1p30f) {
+        const float magnitude = magnitude_of(x + b, k_columns);
+        if (has_scale(magnitude)) {
             const KBlock<type> block(x + b, importance != nullptr ? importance + b : nullptr);
             const Search search(block);
             const KFound found = search.find();
@@ -120,7 +111,7 @@ void quantize_k_row(const float* x, const float* importance, std::byte* y, std::
                     numbers.code[l * Search::sub + c] =
                         static_cast<std::uint8_t>(static_cast<int>(codes[c][l]) + zero);
             }
-        } else if (!(magnitude < 0x1p-26f)) {
+        } else if (!(magnitude < least_magnitude)) {
             numbers.d = NAN;
         }
         write_k_block(type, numbers, y);

@@ -16,6 +16,7 @@
 #include <cmath>
 
 #include "kernels/block.h"
+#include "kernels/importance.h"
 #include "kernels/simd.h"
 
 namespace tensor_ops {
@@ -79,17 +80,13 @@ struct KBlock {
     float x[sub][k_lanes], w[sub][k_lanes];
     float w_sum[k_lanes], wx_sum[k_lanes];  // of w and of w * x
 
-    // importance: of the columns, null for 1 each.  Only its ratios count.  A column has at least a
-    // millionth of the largest importance, so that every sub-block has an error to minimise.
+    // importance: of the columns, null for 1 each.
     KBlock(const float* from, const float* importance) : x{}, w{}, w_sum{}, wx_sum{} {
-        float largest = 0.0f;
-        for (std::size_t i = 0; importance && i < k_columns; ++i)
-            if (importance[i] > largest) largest = importance[i];
+        const float largest = importance ? largest_of(importance, k_columns) : 0.0f;
         for (std::size_t l = 0; l < n_subs; ++l) {
             for (std::size_t c = 0; c < sub; ++c) {
                 const std::size_t i = l * sub + c;
-                const float share = largest > 0.0f ? importance[i] / largest : 1.0f;
-                const float weight = share > 0x1p-20f ? share : 0x1p-20f;
+                const float weight = importance ? weight_of(importance[i], largest) : 1.0f;
                 x[c][l] = from[i];
                 w[c][l] = weight;
                 w_sum[l] += weight;

@@ -5,6 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/k_blocks.h"
 #include "kernels/rows.h"
+#include "kernels/weighted_blocks.h"
 
 namespace tensor_ops {
 namespace {
@@ -25,6 +26,7 @@ void fill(KernelTable& table) {
     table.rope = rope<Isa>;
     table.from_float = from_float;
     table.quantize_k = quantize_k<Isa>;
+    table.quantize_weighted = quantize_weighted<Isa>;
     table.to_float = to_float;
 }
 
