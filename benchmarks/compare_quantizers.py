@@ -1,4 +1,4 @@
-"""Compares the search for the scales of K types with llama.cpp's: errors and time.
+"""Compares the search for scales with llama.cpp's: errors and time.
 
     python benchmarks/compare_quantizers.py
     python benchmarks/compare_quantizers.py --ggml libggml-base.so --matrix m.gguf:NAME --markdown
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from airllm.formats.ggml_types import TYPES
 from airllm.formats.gguf import GGUFFile
-from airllm.formats.numbers import SEARCHED, decode
+from airllm.formats.numbers import WEIGHTED, decode
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(edge + " | ".join(titles) + (" |" if args.markdown else ""))
     if args.markdown:
         print("|---" * len(titles) + "|")
-    for type in SEARCHED:
+    for type in WEIGHTED:
         cells, seconds, n = [], np.zeros(2), 0
         for x in matrices.values():
             ratios = []
