@@ -136,6 +136,7 @@ def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: obje
             "has 2 and 4; expected",
         ),
         ("plamo2", {"attention.head_count": np.zeros(8, np.int32)}, "expected heads in the layers"),
+        ("maple", {"attention.sliding_window_pattern": 4}, "pattern is no array; expected an en"),
         ("plamo2", {"ssm.time_step_rank": 7}, "is 7; expected a divisor of 128, inner_size"),
         ("hunyuan_vl", {"rope.scaling.alpha": 0.5}, "alpha is 0.5; expected 1 to 1000000"),
         ("glm5-next", {"rope.dimension_count": 8}, "is 8; expected 0: nothing rotates"),

@@ -1,5 +1,6 @@
 """GroveMoE's files, which have a small network for each group of experts."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,20 @@ def test_groups_that_make_no_sense_are_refused(
     changed = {f"grovemoe.{key}": value for key, value in keys.items()}
     path = write_groups(tmp_path / "changed.gguf", files[0], **changed)
     check_refused(lambda: Engine(path, **EXACT), said)
+
+
+def test_networks_without_their_experts_take_no_memory_for_what_the_file_claims(
+    tmp_path: Path,
+) -> None:
+    """2,000 tensors of 32 bytes, each said to be the network of 4,096 experts."""
+    specs = [
+        (f"x{i}_chexps.weight", "f32", (1, 8), np.zeros((1, 8), np.float32)) for i in range(2000)
+    ]
+    claims = {"grovemoe.expert_count": 4096, "grovemoe.experts_per_group": 4096}
+    path = write_gguf(tmp_path / "m.gguf", metadata_of("grovemoe") | claims, specs)
+    tracemalloc.start()
+    with open_model(path) as file:
+        assert len(file.tensors) == 2000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6

@@ -15,7 +15,8 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 
-_GROUPS = "_chexps.weight"  # how the names of the small networks' tensors end
+# How the names of the small networks' tensors end, and those of the experts'.
+_OF_GROUPS, _OF_EXPERTS = "_chexps.weight", "_exps.weight"
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -41,30 +42,37 @@ def _feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer
 
 
 def renewed(file: ModelParts) -> ModelParts:
-    """With the network of its group for each expert."""
+    """With the network of its group for each expert, where the file has the experts that this
+    makes it for."""
     said = file.metadata
     n_experts = said.integer("grovemoe.expert_count", low=1, high=2**12)
     of_group = said.integer("grovemoe.experts_per_group", low=1, high=n_experts)
     if n_experts % of_group:
         wanted = f"expected a divisor of {n_experts}, the experts"
         raise said.fault(f"grovemoe.experts_per_group is {of_group}; {wanted}")
-    tensors = [
-        _of_experts(tensor, n_experts, of_group)
-        if name.endswith(_GROUPS) and tensor.shape[0] == n_experts // of_group
-        else tensor
-        for name, tensor in file.tensors.items()
-    ]
-    return file.remade(said, tensors, {})
+    n_groups = n_experts // of_group
+
+    def of_experts(tensor: Tensor) -> Tensor:
+        if not tensor.name.endswith(_OF_GROUPS) or tensor.shape[:1] != (n_groups,):
+            return tensor
+        experts = file.tensors.get(tensor.name.replace(_OF_GROUPS, _OF_EXPERTS))
+        whole = experts is not None and experts.shape[:1] == (n_experts,) and experts.nbytes
+        return _repeated(tensor, of_group) if whole and len(tensor.extents) == 1 else tensor
+
+    return file.remade(said, [of_experts(tensor) for tensor in file.tensors.values()], {})
 
 
-def _of_experts(tensor: Tensor, n_experts: int, of_group: int) -> Tensor:
-    (place,), size = tensor.extents, tensor.nbytes // tensor.shape[0]
-    extents = (
-        Extent(place.part, place.offset + expert // of_group * size, size)
-        for expert in range(n_experts)
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    """Each matrix of the stack so often, from the same place in the file."""
+    (place,), n = tensor.extents, tensor.shape[0]
+    size = tensor.nbytes // n
+    matrices = [Extent(place.part, place.offset + i * size, size) for i in range(n)]
+    return replace(
+        tensor,
+        shape=(n * times, *tensor.shape[1:]),
+        nbytes=n * times * size,
+        extents=tuple(matrix for matrix in matrices for _ in range(times)),
     )
-    shape = (n_experts, *tensor.shape[1:])
-    return replace(tensor, shape=shape, nbytes=n_experts * size, extents=tuple(extents))
 
 
 FAMILY = Family(("grovemoe",), (), configure, layer, renewed=renewed)

@@ -1,6 +1,8 @@
 """Maple (deepgrove): Qwen3-MoE whose experts' gate and up values are cut off at a limit. Layers
 with a window rotate; the others see all positions and do not."""
 
+import numpy as np
+
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.deepseek4 import expert_limit
@@ -11,6 +13,9 @@ from airllm.models.rope import Rotation, read_rotation
 
 def configure(r: ConfigReader) -> ModelConfig:
     r.integer("attention.sliding_window", low=1)
+    pattern = r.key("attention.sliding_window_pattern")
+    if not isinstance(r.metadata.get(pattern), np.ndarray):  # which layers rotate hangs on it
+        raise r.metadata.fault(f"{pattern} is no array; expected an entry for each layer")
     return r.config(
         layers=[
             LayerConfig(window, rotates=window > 0, has_experts=True) for window in r.windows()
