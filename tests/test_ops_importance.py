@@ -8,6 +8,7 @@ from arrays import normal, placed
 from test_ops_quantize_k import loss, matrix, values
 
 from airllm import numpy_ops
+from airllm.formats.numbers import WEIGHTED
 
 TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
 
@@ -97,23 +98,28 @@ def test_what_a_scale_cannot_hold_makes_its_block_and_no_other_not_finite(backen
     assert np.isfinite(found[0]).all()
 
 
-def test_importance_moves_the_error_to_the_columns_that_matter_less(backend, type):
+# ---- of every type that takes importance ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted_type", WEIGHTED)
+def test_importance_moves_the_error_to_the_columns_that_matter_less(backend, weighted_type):
     x, _ = matrix("normal")
     much = np.arange(512) % 4 == 0
     plain, weighted = (
-        values(backend.quantize(x, type, w.astype(np.float32)), type)
+        values(backend.quantize(x, weighted_type, w.astype(np.float32)), weighted_type)
         for w in (np.ones(512), np.where(much, 100, 1))
     )
     assert loss(x[:, much], weighted[:, much]) < 0.9 * loss(x[:, much], plain[:, much])
     assert loss(x[:, ~much], weighted[:, ~much]) > loss(x[:, ~much], plain[:, ~much])
 
 
-def test_only_the_ratios_of_importance_count(backend, type):
+@pytest.mark.parametrize("weighted_type", WEIGHTED)
+def test_only_the_ratios_of_importance_count(backend, weighted_type):
     x, importance = matrix("normal")
-    expected = backend.quantize(x[:4], type, importance)
+    expected = backend.quantize(x[:4], weighted_type, importance)
     for factor in (2.0**-90, 2.0**60):
         scaled = importance * np.float32(factor)
-        np.testing.assert_array_equal(backend.quantize(x[:4], type, scaled), expected)
+        np.testing.assert_array_equal(backend.quantize(x[:4], weighted_type, scaled), expected)
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "mxfp4"])

@@ -180,23 +180,6 @@ def test_each_row_is_quantised_by_itself(backend, type):
 # Importance.
 
 
-def test_importance_moves_the_error_to_the_columns_that_matter_less(backend, type):
-    x, _ = matrix("normal")
-    importance = np.where(np.arange(512) % 4 == 0, 100, 1).astype(np.float32)
-    plain, weighted = (values(backend.quantize(x, type, w), type) for w in (None, importance))
-    much = importance == 100
-    assert loss(x[:, much], weighted[:, much]) < 0.9 * loss(x[:, much], plain[:, much])
-    assert loss(x[:, ~much], weighted[:, ~much]) > loss(x[:, ~much], plain[:, ~much])
-
-
-def test_only_the_ratios_of_importance_count(backend, type):
-    x, importance = matrix("normal")
-    expected = backend.quantize(x[:4], type, importance)
-    for factor in (2.0**-90, 2.0**60):
-        scaled = importance * np.float32(factor)
-        np.testing.assert_array_equal(backend.quantize(x[:4], type, scaled), expected)
-
-
 @pytest.mark.parametrize("same", [0.0, 1.0, 3.5, 1e-44, 3e38])
 def test_the_same_importance_for_all_is_none(backend, type, same):
     x = matrix("normal")[0][:4]

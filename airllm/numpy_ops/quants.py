@@ -90,16 +90,14 @@ def quantize(x: Float32, type: str, importance: Float32 | None = None) -> Bytes:
     if not x.size:
         return np.empty((*x.shape[:-1], row_bytes(type, n)), np.uint8)
     blocks = x.reshape(-1, block)
+    weights = None if importance is None else np.resize(importance, x.size).reshape(blocks.shape)
     if type in SEARCHES:
-        of_blocks = None if importance is None else np.resize(importance, x.size)
-        weights = None if of_blocks is None else of_blocks.reshape(blocks.shape)
         packed = quantize_k(blocks, type, weights)
         return packed.reshape(*x.shape[:-1], row_bytes(type, n))
     with np.errstate(all="ignore"):
-        if importance is None:
+        if weights is None:
             header, quants = _QUANTIZERS[type](blocks)
         else:
-            weights = np.resize(importance, x.size).reshape(blocks.shape)
             header, quants = _packed_codes(*weighted_blocks(blocks, type, weights), type)
         if header.dtype == np.float32:
             header = header.astype("<f2")

@@ -73,12 +73,13 @@ py::array quantize(py::handle x_object, py::handle type_object, py::handle impor
     const float* weights = importance ? importance->floats() : nullptr;
     auto* const blocks = reinterpret_cast<std::byte*>(out.mutable_data());
     const std::size_t columns = x.axis(-1), block = elements, step = bytes;
-    const bool searched = is_searched(type) || weights != nullptr;
-    run_parallel(x.size() * (searched ? search_time : rounding_time), [&](const Worker& worker) {
+    const bool searched = is_searched(type), weighted = weights != nullptr && !searched;
+    const std::size_t time = searched || weighted ? search_time : rounding_time;
+    run_parallel(x.size() * time, [&](const Worker& worker) {
         // Blocks of 32 are searched side by side.
         deal(worker, x.size() / block, block == 32 ? 16 : 1,
              [&](std::size_t first, std::size_t last) {
-                 if (weights != nullptr && is_weighted(type))
+                 if (weighted)
                      return table.quantize_weighted(type, values + first * block, weights, columns,
                                                     first * block % columns, blocks + first * step,
                                                     (last - first) * block);

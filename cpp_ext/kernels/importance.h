@@ -1,8 +1,11 @@
-// What searches for scales have in common: which blocks have one, and how much a column counts.
+// What searches for scales have in common: which blocks have one, how much a column counts, and the
+// scale's inverse and its rounding.
 #pragma once
 
 #include <cmath>
-#include <cstddef>
+
+#include "kernels/block.h"
+#include "kernels/simd.h"
 
 namespace tensor_ops {
 namespace {
@@ -39,6 +42,14 @@ inline float weight_of(float importance, float largest) {
     const float share = largest > 0.0f ? importance / largest : 1.0f;
     return share > 0x1p-20f ? share : 0x1p-20f;
 }
+
+// Zero for a scale so small that no value in half precision is.
+template <class V>
+inline V inverse_of(V scale) {
+    return xsimd::select(xsimd::abs(scale) < V(1e-30f), V(0.0f), V(1.0f) / scale);
+}
+
+inline float rounded_to_half(float value) { return half_to_float(half_from_float(value)); }
 
 }  // namespace
 }  // namespace tensor_ops

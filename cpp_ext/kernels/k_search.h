@@ -145,7 +145,8 @@ class KSearch {
     // The codes nearest to the columns of sub-blocks l and following, less the code of zero.
     void codes(const KFound& found, std::size_t l, float (*q)[k_lanes]) const {
         const V scale = V(found.d) * load<Isa>(found.scales.s + l);
-        const V minimum = V(found.d_min) * load<Isa>(found.scales.m + l), inverse = invert(scale);
+        const V minimum = V(found.d_min) * load<Isa>(found.scales.m + l),
+                inverse = inverse_of(scale);
         for (std::size_t c = 0; c < sub; ++c)
             nearest(load<Isa>(block_.x[c] + l), inverse, minimum).store_unaligned(q[c] + l);
     }
@@ -158,7 +159,6 @@ class KSearch {
         V error{0.0f}, q{0.0f}, qq{0.0f}, xq{0.0f};  // w * (x - value)^2, w q, w q^2, w x q
     };
 
-    static float to_half(float value) { return half_to_float(half_from_float(value)); }
     // The nearest half that is not nearer to zero, so that the largest s stays within its range
     // where the steps between halves are wide: below 6e-5, which is the scale of weights of 0.25 in
     // q6_k.
@@ -170,10 +170,6 @@ class KSearch {
     static V clamp(V value, float low, float high) {
         return xsimd::min(xsimd::max(value, V(low)), V(high));
     }
-    // Zero for a scale so small that no value in half precision is.
-    static V invert(V scale) {
-        return xsimd::select(xsimd::abs(scale) < V(1e-30f), V(0.0f), V(1.0f) / scale);
-    }
     static V above_minimum(V x, V minimum) {
         if constexpr (has_min) return x + minimum;
         return x;
@@ -184,7 +180,7 @@ class KSearch {
     }
 
     Sums sums(std::size_t l, V scale, V minimum) const {
-        const V inverse = invert(scale);
+        const V inverse = inverse_of(scale);
         Sums sums;
         for (std::size_t c = 0; c < sub; ++c) {
             const V x = load<Isa>(block_.x[c] + l), w = load<Isa>(block_.w[c] + l);
@@ -198,7 +194,7 @@ class KSearch {
         return sums;
     }
     V error(std::size_t l, V scale, V minimum) const {
-        const V inverse = invert(scale);
+        const V inverse = inverse_of(scale);
         V error(0.0f);
         for (std::size_t c = 0; c < sub; ++c) {
             const V x = load<Isa>(block_.x[c] + l), w = load<Isa>(block_.w[c] + l);
@@ -267,7 +263,7 @@ class KSearch {
 
     // The integers nearest to the scales and minima for the d and d_min of `found`.
     static void round_scales(const KScales& exact, KFound& found) {
-        const V by_d = invert(V(found.d)), by_d_min = invert(V(found.d_min));
+        const V by_d = inverse_of(V(found.d)), by_d_min = inverse_of(V(found.d_min));
         for (std::size_t l = 0; l < n_subs; l += lanes<Isa>) {
             const V s = load<Isa>(exact.s + l) * by_d, m = load<Isa>(exact.m + l) * by_d_min;
             xsimd::nearbyint(clamp(s, range.s_low, range.s_high))
@@ -325,10 +321,10 @@ class KSearch {
         }
         const double determinant = aa * bb - ab * ab;
         if (determinant > 1e-6 * (aa * bb)) {
-            found.d = to_half(static_cast<float>((bb * xa - ab * xb) / determinant));
-            found.d_min = to_half(static_cast<float>((ab * xa - aa * xb) / determinant));
+            found.d = rounded_to_half(static_cast<float>((bb * xa - ab * xb) / determinant));
+            found.d_min = rounded_to_half(static_cast<float>((ab * xa - aa * xb) / determinant));
         } else if (aa > 0) {
-            found.d = to_half(static_cast<float>((xa + found.d_min * ab) / aa));
+            found.d = rounded_to_half(static_cast<float>((xa + found.d_min * ab) / aa));
         }
     }
 };

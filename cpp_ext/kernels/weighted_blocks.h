@@ -14,7 +14,7 @@
 #include <cmath>
 
 #include "kernels/blocks.h"
-#include "kernels/simd.h"
+#include "kernels/importance.h"
 
 namespace tensor_ops {
 namespace {
@@ -74,8 +74,8 @@ class BlockSearch {
             best.minimum.store_unaligned(found.m + l);
         }
         for (std::size_t l = 0; l < weighted_lanes; ++l) {
-            found.d[l] = half_to_float(half_from_float(found.d[l]));
-            found.m[l] = half_to_float(half_from_float(found.m[l]));
+            found.d[l] = rounded_to_half(found.d[l]);
+            found.m[l] = rounded_to_half(found.m[l]);
         }
         return found;
     }
@@ -83,7 +83,7 @@ class BlockSearch {
     // The codes of all blocks, whose levels are nearest to the columns.
     void codes(const BlockScales& found, std::uint8_t (*code)[weighted_lanes]) const {
         for (std::size_t l = 0; l < weighted_lanes; l += lanes<Isa>) {
-            const V minimum = load<Isa>(found.m + l), inverse = invert(load<Isa>(found.d + l));
+            const V minimum = load<Isa>(found.m + l), inverse = inverse_of(load<Isa>(found.d + l));
             for (std::size_t c = 0; c < quant_block; ++c) {
                 float at[lanes<Isa>];
                 nearest(column(blocks_.x, c, l), inverse, minimum).store_unaligned(at);
@@ -113,10 +113,6 @@ class BlockSearch {
     static V column(const float (*of)[weighted_lanes], std::size_t c, std::size_t l) {
         return load<Isa>(of[c] + l);
     }
-    // Zero for a scale so small that no value in half precision is.
-    static V invert(V scale) {
-        return xsimd::select(xsimd::abs(scale) < V(1e-30f), V(0.0f), V(1.0f) / scale);
-    }
     // The nearest level; between two values of a table, the upper one.
     static V nearest(V x, V inverse, V minimum) {
         if constexpr (has_min) x = x - minimum;
@@ -136,7 +132,7 @@ class BlockSearch {
 
     void fit(std::size_t l, V scale, V minimum, Best& best) const {
         for (std::size_t turn = 0;; ++turn) {
-            const V inverse = invert(scale);
+            const V inverse = inverse_of(scale);
             // Over the columns: w (x - value)^2, w, w q, w q^2, w x, w x q.
             V error(0.0f), w_sum(0.0f), wq(0.0f), wqq(0.0f), wx(0.0f), wxq(0.0f);
             for (std::size_t c = 0; c < quant_block; ++c) {
